@@ -1,0 +1,89 @@
+// Aligned buffers and the pool they return to.
+#include "vise/buffer.h"
+
+#include <array>
+#include <bit>
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#include "vise/error.h"
+
+namespace vise {
+
+namespace {
+
+constexpr std::size_t smallest = 4096;
+constexpr std::size_t largest = 4u << 20;         // bigger buffers are not kept
+constexpr std::size_t keep_bytes = 16u << 20;     // per thread
+constexpr std::size_t classes = std::bit_width(largest / smallest);
+
+// Powers of two, so that a freed buffer fits the next request of about its size.
+std::size_t capacity_of(std::size_t size) {
+  if (size > largest) return (size + Buffer::alignment - 1) & ~(Buffer::alignment - 1);
+  return std::bit_ceil(size < smallest ? smallest : size);
+}
+
+struct BufferPool {
+  std::array<std::vector<std::byte*>, classes> free;
+  std::size_t bytes = 0;
+  ~BufferPool() {
+    for (auto& list : free) {
+      for (std::byte* data : list) std::free(data);
+    }
+  }
+};
+
+thread_local BufferPool buffer_pool;  // per thread so that workers need no lock
+
+std::size_t class_of(std::size_t capacity) { return std::bit_width(capacity / smallest) - 1; }
+
+}  // namespace
+
+Buffer::Buffer(std::size_t size) : size_(size) {
+  if (size == 0) return;
+  const std::size_t capacity = capacity_of(size);
+  if (capacity <= largest) {
+    auto& list = buffer_pool.free[class_of(capacity)];
+    if (!list.empty()) {
+      data_ = list.back();
+      list.pop_back();
+      buffer_pool.bytes -= capacity;
+      return;
+    }
+  }
+  data_ = static_cast<std::byte*>(std::aligned_alloc(alignment, capacity));
+  if (data_ == nullptr) throw Error::system_error(ENOMEM);
+}
+
+Buffer Buffer::zeroed(std::size_t size) {
+  Buffer buffer(size);
+  if (size > 0) std::memset(buffer.data_, 0, size);
+  return buffer;
+}
+
+Buffer::Buffer(Buffer&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+
+Buffer& Buffer::operator=(Buffer&& other) noexcept {
+  if (this != &other) {
+    std::swap(data_, other.data_);
+    std::swap(size_, other.size_);
+  }
+  return *this;
+}
+
+Buffer::~Buffer() {
+  if (data_ == nullptr) return;
+  const std::size_t capacity = capacity_of(size_);
+  if (capacity <= largest && buffer_pool.bytes + capacity <= keep_bytes) {
+    buffer_pool.free[class_of(capacity)].push_back(data_);
+    buffer_pool.bytes += capacity;
+    return;
+  }
+  std::free(data_);
+}
+
+}  // namespace vise
