@@ -20,6 +20,8 @@ namespace vise {
 
 class Child;
 class Graph;
+struct MeasureRequest;
+struct MeasureResult;
 class Node;
 class OpenContext;
 
@@ -246,6 +248,9 @@ struct DriverType {
   Task<void> (*create)(CreateRequest& request) = nullptr;
   std::span<const CreateOption> create_options = {};
   bool supports_backing = false;
+
+  /// Formats: how large an image would become (vise/image_operations.h).
+  Task<MeasureResult> (*measure)(MeasureRequest& request) = nullptr;
 };
 
 }  // namespace vise

@@ -21,6 +21,10 @@ class Context;
 
 enum class DetectZeroes { off, on, unmap };
 
+/// What an image is opened for. info: questions only, so that encrypted images open without a key.
+/// check: Checkable::check(), so that images open which only a repair can mend.
+enum class OpenPurpose { io, info, check };
+
 /// The options every node has, whatever its driver.
 struct NodeOptions {
   std::string node_name;       // empty: one is made up, starting with '#'
@@ -31,6 +35,7 @@ struct NodeOptions {
   bool cache_no_flush = false; // flushes do nothing
   bool discard_unmap = false;  // discard() reaches the driver
   DetectZeroes detect_zeroes = DetectZeroes::off;
+  OpenPurpose purpose = OpenPurpose::io;  // of this node alone, not inherited
 };
 
 /// A driver's place in the graph: its name, options, edges and requests in flight.
