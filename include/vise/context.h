@@ -17,7 +17,7 @@ class Context {
  public:
   struct Options {
     unsigned worker_threads = 0;  // 0: one per core
-    bool io_uring = true;         // false: the thread pool does all file I/O
+    bool io_uring = true;  // false, or VISE_IO_URING=0 in the environment: threads do all I/O
   };
   Context();
   explicit Context(Options options);
@@ -25,17 +25,17 @@ class Context {
 
   EventLoop& loop() { return *loop_; }
   WorkerPool& workers() { return *workers_; }
-  IoEngine& io() { return *io_; }
+  /// io_uring where the kernel allows it, else the same as io_threads().
+  IoEngine& io() { return io_uring_ ? *io_uring_ : *io_threads_; }
   /// A thread pool engine whatever the default is, for aio=threads.
-  IoEngine& io_threads();
+  IoEngine& io_threads() { return *io_threads_; }
   DriverTable& drivers() { return *drivers_; }
 
  private:
-  Options options_;
   std::unique_ptr<EventLoop> loop_;
   std::unique_ptr<WorkerPool> workers_;
-  std::unique_ptr<IoEngine> io_;
   std::unique_ptr<IoEngine> io_threads_;
+  std::unique_ptr<IoEngine> io_uring_;  // null where it is not to be had
   std::unique_ptr<DriverTable> drivers_;
 };
 

@@ -1,0 +1,88 @@
+// File I/O for coroutines: io_uring where the kernel allows it, else threads. Both engines do the
+// same; util_io_engine_test.cc runs one table of tests over the two.
+#pragma once
+
+#include <sys/uio.h>
+
+#include <coroutine>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string_view>
+
+#include "vise/event_loop.h"
+#include "vise/io_vec.h"
+#include "vise/task.h"
+
+namespace vise {
+
+/// Awaitable operations on file descriptors. Belongs to one event loop, on whose thread all members
+/// are called and all awaiting coroutines continue. Offsets are bytes from the start of the file.
+/// Failures are thrown as Error with the errno's text and no context. File descriptors and memory
+/// are borrowed until the task completes; nothing may be in flight at destruction (asserted).
+class IoEngine {
+ public:
+  enum class Durability { cached, data_sync };
+
+  virtual ~IoEngine() = default;
+
+  /// "io_uring" or "threads".
+  virtual std::string_view name() const = 0;
+
+  /// Fills `data`; returns how many bytes there were, less than data.size() only at the end of the
+  /// file.
+  Task<std::uint64_t> read(int fd, IoVec data, std::uint64_t offset);
+
+  /// Writes all of `data`, with data_sync as if followed by sync().
+  Task<void> write(int fd, ConstIoVec data, std::uint64_t offset,
+                   Durability durability = Durability::cached);
+
+  /// fdatasync(2).
+  Task<void> sync(int fd);
+
+  /// fallocate(2) with `mode`. Gives 0 or the errno: that a file system cannot do it is an answer.
+  Task<int> allocate(int fd, int mode, std::uint64_t offset, std::uint64_t length);
+
+  /// Runs a blocking system call (or a few) on a thread and gives what it returned. What `function`
+  /// refers to must live until then; it must not throw.
+  Task<std::int64_t> call(std::function<std::int64_t()> function);
+
+ protected:
+  enum class Operation : std::uint8_t { read, write, sync, allocate, call };
+
+  /// One operation in flight; lives in the awaiting coroutine's frame.
+  struct Request {
+    Operation operation;
+    Durability durability = Durability::cached;
+    int fd = -1;
+    int mode = 0;                    // of allocate
+    const iovec* vectors = nullptr;  // of read and write
+    unsigned vector_count = 0;
+    std::uint64_t offset = 0;
+    std::uint64_t length = 0;  // of allocate
+    const std::function<std::int64_t()>* function = nullptr;
+
+    std::int64_t result = 0;  // as the kernel's: a count, or a negative errno
+    std::coroutine_handle<> waiter;
+    Request* next = nullptr;  // in a queue of the engine
+  };
+
+  /// Starts `request`; the engine sets `result` and resumes `waiter` from the loop, never inline.
+  virtual void start(Request& request) = 0;
+  /// For an engine that leaves some operations to another.
+  static void start_on(IoEngine& other, Request& request) { other.start(request); }
+
+ private:
+  struct Awaiter;
+  Task<std::int64_t> transfer(Operation operation, int fd, ConstIoVec data, std::uint64_t offset,
+                              Durability durability);
+};
+
+/// Threads are started as needed, up to 64, and stay.
+std::unique_ptr<IoEngine> make_io_threads(EventLoop& loop);
+
+/// Null if the kernel refuses or Vise was built without io_uring. `threads` does what the ring
+/// cannot, and must outlive the result.
+std::unique_ptr<IoEngine> make_io_uring(EventLoop& loop, IoEngine& threads);
+
+}  // namespace vise

@@ -1,0 +1,152 @@
+// Both I/O engines against the same table of operations.
+#include "util/io_engine.h"
+
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "vise/buffer.h"
+#include "vise/sync.h"
+
+namespace vise {
+namespace {
+
+enum class Engine { io_uring, threads };
+
+class IoEngineTest : public testing::TestWithParam<Engine> {
+ protected:
+  IoEngineTest() {
+    threads_ = make_io_threads(loop_);
+    if (GetParam() == Engine::io_uring) uring_ = make_io_uring(loop_, *threads_);
+    char name[] = "/tmp/vise-io-engine-XXXXXX";
+    fd_ = mkostemp(name, O_CLOEXEC);
+    unlink(name);
+  }
+  ~IoEngineTest() override { close(fd_); }
+
+  void SetUp() override {
+    ASSERT_GE(fd_, 0);
+    if (GetParam() == Engine::io_uring && !uring_) GTEST_SKIP() << "the kernel refuses io_uring";
+  }
+
+  IoEngine& engine() { return uring_ ? *uring_ : *threads_; }
+
+  EventLoop loop_;
+  std::unique_ptr<IoEngine> threads_;
+  std::unique_ptr<IoEngine> uring_;
+  int fd_ = -1;
+};
+
+INSTANTIATE_TEST_SUITE_P(Engines, IoEngineTest, testing::Values(Engine::io_uring, Engine::threads),
+                         [](const auto& param) {
+                           return param.param == Engine::io_uring ? "io_uring" : "threads";
+                         });
+
+std::vector<std::byte> random_bytes(std::size_t size, unsigned seed) {
+  std::mt19937 random(seed);
+  std::vector<std::byte> bytes(size);
+  for (std::byte& byte : bytes) byte = static_cast<std::byte>(random());
+  return bytes;
+}
+
+TEST_P(IoEngineTest, WhatIsWrittenIsRead) {
+  const auto written = random_bytes(300'000, 1);
+  loop_.run(engine().write(fd_, std::span(written), 12345));
+  std::vector<std::byte> read(written.size());
+  EXPECT_EQ(loop_.run(engine().read(fd_, std::span(read), 12345)), read.size());
+  EXPECT_EQ(read, written);
+}
+
+TEST_P(IoEngineTest, MoreSegmentsThanOneSystemCallTakesAreTransferredWhole) {
+  const auto written = random_bytes(5000 * 3, 2);
+  std::vector<std::byte> source = written;
+  std::vector<IoSegment> segments;
+  for (std::size_t i = 0; i < source.size(); i += 3) {
+    segments.push_back(std::span(source).subspan(i, 3));
+  }
+  loop_.run(engine().write(fd_, ConstIoVec(std::span<const IoSegment>(segments)), 7));
+  std::fill(source.begin(), source.end(), std::byte{0});
+  const IoVec target{std::span<const IoSegment>(segments)};
+  EXPECT_EQ(loop_.run(engine().read(fd_, target.slice(1), 8)), written.size() - 1);
+  EXPECT_TRUE(std::equal(source.begin() + 1, source.end(), written.begin() + 1));
+}
+
+TEST_P(IoEngineTest, AReadBeyondTheEndOfTheFileIsShort) {
+  const auto written = random_bytes(1000, 3);
+  loop_.run(engine().write(fd_, std::span(written), 0));
+  std::vector<std::byte> read(4096);
+  EXPECT_EQ(loop_.run(engine().read(fd_, std::span(read), 600)), 400u);
+  EXPECT_EQ(loop_.run(engine().read(fd_, std::span(read), 5000)), 0u);
+}
+
+TEST_P(IoEngineTest, ADirectReadEndsAtAnUnalignedEndOfFile) {
+  const auto written = random_bytes(5000, 4);
+  loop_.run(engine().write(fd_, std::span(written), 0));
+  if (fcntl(fd_, F_SETFL, O_DIRECT) != 0) GTEST_SKIP() << "no O_DIRECT in /tmp";
+  Buffer buffer(8192);
+  EXPECT_EQ(loop_.run(engine().read(fd_, buffer.span(), 0)), written.size());
+  EXPECT_EQ(std::memcmp(buffer.data(), written.data(), written.size()), 0);
+}
+
+TEST_P(IoEngineTest, FailuresCarryTheErrno) {
+  std::vector<std::byte> bytes(10);
+  try {
+    loop_.run(engine().read(-1, std::span(bytes), 0));
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), EBADF);
+    EXPECT_STREQ(error.what(), "Bad file descriptor");
+  }
+  EXPECT_THROW(loop_.run(engine().write(-1, std::span(bytes), 0)), Error);
+  EXPECT_THROW(loop_.run(engine().sync(-1)), Error);
+  EXPECT_EQ(loop_.run(engine().allocate(-1, 0, 0, 1)), EBADF);
+}
+
+TEST_P(IoEngineTest, ADurableWriteAndSyncSucceed) {
+  const auto written = random_bytes(4096, 5);
+  loop_.run(engine().write(fd_, std::span(written), 0, IoEngine::Durability::data_sync));
+  loop_.run(engine().sync(fd_));
+}
+
+TEST_P(IoEngineTest, AllocateExtendsTheFile) {
+  ASSERT_EQ(loop_.run(engine().allocate(fd_, 0, 0, 1 << 20)), 0);
+  struct stat status{};
+  fstat(fd_, &status);
+  EXPECT_EQ(status.st_size, 1 << 20);
+}
+
+TEST_P(IoEngineTest, CallGivesWhatTheFunctionReturned) {
+  const int fd = fd_;
+  EXPECT_EQ(loop_.run(engine().call([fd] { return ftruncate(fd, 4096); })), 0);
+  EXPECT_EQ(loop_.run(engine().call([fd] { return lseek(fd, 0, SEEK_END); })), 4096);
+}
+
+Task<void> write_and_read_back(IoEngine& engine, int fd, unsigned index) {
+  const auto written = random_bytes(512, index);
+  co_await engine.write(fd, std::span(written), index * 512ull);
+  std::vector<std::byte> read(512);
+  const std::uint64_t length = co_await engine.read(fd, std::span(read), index * 512ull);
+  EXPECT_EQ(length, 512u);
+  EXPECT_EQ(read, written);
+}
+
+Task<void> many_at_once(IoEngine& engine, int fd) {
+  TaskScope scope;
+  for (unsigned index = 0; index < 3000; ++index) {
+    scope.spawn(write_and_read_back(engine, fd, index));
+  }
+  co_await scope.join();
+}
+
+TEST_P(IoEngineTest, MoreRequestsThanTheEngineTakesAtOnceAllComplete) {
+  loop_.run(many_at_once(engine(), fd_));
+}
+
+}  // namespace
+}  // namespace vise
