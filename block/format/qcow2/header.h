@@ -29,7 +29,34 @@ inline constexpr std::uint64_t lazy_refcounts = 1u << 0;
 namespace autoclear {
 inline constexpr std::uint64_t bitmaps = 1u << 0;
 inline constexpr std::uint64_t raw_data_file = 1u << 1;
-}
+/// A writer clears all others before its first write.
+inline constexpr std::uint64_t known = bitmaps | raw_data_file;
+}  // namespace autoclear
+
+inline constexpr std::uint32_t magic = 0x514649fb;  // "QFI\xfb"
+
+/// Where the fields lie that are updated in place, each group by one write (qcow2.md 2.5).
+namespace field_offset {
+inline constexpr std::uint64_t virtual_size = 24;           // u64
+inline constexpr std::uint64_t l1_table = 36;               // u32 entries, u64 offset
+inline constexpr std::uint64_t refcount_table = 48;         // u64 offset, u32 clusters
+inline constexpr std::uint64_t snapshots = 60;              // u32 count, u64 offset
+inline constexpr std::uint64_t incompatible_features = 72;  // u64
+inline constexpr std::uint64_t autoclear_features = 88;     // u64
+}  // namespace field_offset
+
+// Our limits, most of them QEMU's: they bound what a hostile image can make us allocate.
+inline constexpr std::uint32_t min_cluster_bits = 9;
+inline constexpr std::uint32_t max_cluster_bits = 21;
+inline constexpr std::uint32_t min_extended_l2_cluster_bits = 14;
+inline constexpr std::uint64_t max_l1_bytes = 32u << 20;
+inline constexpr std::uint64_t max_refcount_table_bytes = 8u << 20;
+inline constexpr std::uint32_t max_snapshots = 65536;
+inline constexpr std::size_t max_backing_name = 1023;  // bytes
+inline constexpr std::size_t max_backing_format = 15;  // bytes
+inline constexpr std::uint32_t max_bitmaps = 65535;
+inline constexpr std::uint64_t max_bitmap_directory = std::uint64_t{max_bitmaps} * 1024;
+inline constexpr std::uint64_t max_crypto_header = 64u << 20;
 
 /// The bitmaps extension: where the directory of persistent dirty bitmaps lies.
 struct BitmapsExtension {
@@ -71,7 +98,7 @@ struct Header {
   std::uint64_t cluster_size() const { return std::uint64_t{1} << cluster_bits; }
   bool extended_l2() const { return (incompatible_features & incompatible::extended_l2) != 0; }
   bool has_data_file() const { return (incompatible_features & incompatible::data_file) != 0; }
-  unsigned l2_entry_size() const { return extended_l2() ? 16 : 8; }            // bytes
+  unsigned l2_entry_size() const { return extended_l2() ? 16 : 8; }              // bytes
   std::uint64_t l2_entries() const { return cluster_size() / l2_entry_size(); }  // per table
   std::uint64_t l2_coverage() const { return l2_entries() << cluster_bits; }     // guest bytes
   unsigned refcount_bits() const { return 1u << refcount_order; }
@@ -92,7 +119,16 @@ struct Header {
   /// name table), EFBIG beyond the limits.
   static Header decode(std::span<const std::byte> image_start, Purpose purpose = Purpose::normal);
 
-  /// The whole first cluster. Throws Error(ENOSPC) if extensions and backing name do not fit.
+  /// Throws what forbids writing to an image that may be read: Error(EACCES) for one marked
+  /// corrupt, EINVAL where two of header, L1 table, refcount table, snapshot table, bitmap
+  /// directory and crypto header share bytes, so that changing one would destroy the other.
+  /// `snapshot_table_bytes`: its length as read, 0 if there is none.
+  void check_writable(std::uint64_t snapshot_table_bytes = 0) const;
+
+  /// The whole first cluster, as QEMU would write it. The feature name table is left out where it
+  /// does not fit the conventions (version 2, clusters up to 4 KiB), except that an `incomplete`
+  /// image always names that bit if there is room. Throws Error(ENOSPC) if extensions and backing
+  /// name do not fit the cluster, EINVAL for strings beyond the format's limits.
   std::vector<std::byte> encode() const;
 };
 
