@@ -28,6 +28,8 @@ class Value {
     bool contains(std::string_view key) const { return find(key) != nullptr; }
     /// Replaces the value of an existing key in place, else appends.
     Value& set(std::string_view key, Value value);
+    /// Appends without a search: the caller knows that there is no such key.
+    void append(std::string key, Value value);
     /// The value of `key`, inserted as null if missing.
     Value& operator[](std::string_view key);
     /// Removes and returns, or nothing if there is no such key.
