@@ -1,4 +1,5 @@
 // One cluster in, one cluster out: deflate and zstd behind one pair of functions.
+// The two codecs are in deflate.cc (with the checksum trailer) and zstd_frame.cc.
 #pragma once
 
 #include <cstddef>
@@ -9,26 +10,42 @@
 namespace vise::codec {
 
 /// Compression levels, WriteFlags::level. 0 is the default of the codec: the fastest level that
-/// gives files no larger than QEMU's. Others as the command line names them: deflate 1 to 12,
-/// zstd 1 to 19; `fastest` is whatever is fastest on this machine.
+/// gives files no larger than QEMU's. Others as the command line names them: deflate 1 to 12
+/// (1 to 9 in builds without libdeflate), zstd 1 to 19; `fastest` is whatever is fastest on this
+/// machine.
 inline constexpr int default_level = 0;
 inline constexpr int fastest = -1;
 
 /// Throws Error(EINVAL) naming the range if `level` is not one of `codec`'s.
 void check_level(Codec codec, int level);
 
-/// Compresses `cluster` into `stored`: a raw RFC 1951 stream (deflate), or one frame with content
-/// size and checksum and a window no larger than the cluster (zstd). Returns the stored length in
-/// bytes, or 0 if it does not fit: pass a `stored` shorter than the cluster, since a cluster that
-/// does not shrink is stored as it is. Deterministic for one build. Any thread; contexts are kept
-/// per thread.
+/// Compresses `cluster` into `stored`: a raw RFC 1951 stream with our checksum trailer (deflate),
+/// or one frame with content size and checksum and a window no larger than the cluster (zstd).
+/// Returns the stored length in bytes, or 0 if it does not fit: pass a `stored` shorter than the
+/// cluster, since a cluster that does not shrink is stored as it is. Deterministic for one build.
+/// `level` has passed check_level(). Any thread; contexts are kept per thread. Throws
+/// Error(ENOMEM).
 std::size_t compress(Codec codec, int level, std::span<const std::byte> cluster,
                      std::span<std::byte> stored);
 
-/// Decodes `stored`, which may end in slop, into exactly all of `cluster`. False if the bytes are
+struct DecodeResult {
+  /// The whole cluster was decoded, and a checksum that was there agreed.
+  bool ok = false;
+  /// The stored cluster carries a checksum of its content.
+  bool had_checksum = false;
+};
+
+/// Decodes `stored`, which may end in slop, into exactly all of `cluster`. Not ok if the bytes are
 /// no stream that gives that many bytes (or its checksum is wrong); then `cluster` is unspecified.
-/// Never reads outside `stored`, whatever it holds. Any thread.
-[[nodiscard]] bool decompress(Codec codec, std::span<const std::byte> stored,
-                              std::span<std::byte> cluster);
+/// Never reads outside `stored`, whatever it holds, and allocates nothing by what it says. Any
+/// thread. Throws Error(ENOMEM).
+[[nodiscard]] DecodeResult decode(Codec codec, std::span<const std::byte> stored,
+                                  std::span<std::byte> cluster);
+
+/// decode() for those who only want the data.
+[[nodiscard]] inline bool decompress(Codec codec, std::span<const std::byte> stored,
+                                     std::span<std::byte> cluster) {
+  return decode(codec, stored, cluster).ok;
+}
 
 }  // namespace vise::codec

@@ -1,0 +1,33 @@
+// Chooses the codec; the work is in deflate.cc and zstd_frame.cc.
+#include "codec/codec.h"
+
+#include <fmt/format.h>
+
+#include <cerrno>
+
+#include "codec/deflate.h"
+#include "codec/zstd_frame.h"
+#include "vise/error.h"
+
+namespace vise::codec {
+
+void check_level(Codec codec, int level) {
+  const bool is_deflate = codec == Codec::deflate;
+  const int maximum = is_deflate ? deflate::max_level : zstd::max_level;
+  if (level == default_level || level == fastest || (level >= 1 && level <= maximum)) return;
+  throw Error(EINVAL, fmt::format("compression level {} is out of range: {} has levels 1 to {}",
+                                  level, is_deflate ? "zlib" : "zstd", maximum));
+}
+
+std::size_t compress(Codec codec, int level, std::span<const std::byte> cluster,
+                     std::span<std::byte> stored) {
+  if (codec == Codec::deflate) return deflate::compress(level, cluster, stored);
+  return zstd::compress(level, cluster, stored);
+}
+
+DecodeResult decode(Codec codec, std::span<const std::byte> stored, std::span<std::byte> cluster) {
+  if (codec == Codec::deflate) return deflate::decode(stored, cluster);
+  return zstd::decode(stored, cluster);
+}
+
+}  // namespace vise::codec

@@ -1,0 +1,16 @@
+// zstd frames with a content checksum. Callers outside this folder use codec.h.
+#pragma once
+
+#include <cstddef>
+#include <span>
+
+#include "codec/codec.h"
+
+namespace vise::codec::zstd {
+
+inline constexpr int max_level = 19;  // above it, memory grows and clusters do not shrink
+
+std::size_t compress(int level, std::span<const std::byte> cluster, std::span<std::byte> stored);
+DecodeResult decode(std::span<const std::byte> stored, std::span<std::byte> cluster);
+
+}  // namespace vise::codec::zstd
