@@ -1,0 +1,78 @@
+// The copy engine: all bulk movement of data goes through it. A copy walks the source's block
+// status, keeps a bounded number of chunks in flight, and starts its writes in guest order, so that
+// the target's bytes do not depend on threads or on the order of completion.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "copy/rate_limit.h"
+#include "vise/child.h"
+#include "vise/sync.h"
+
+namespace vise {
+
+/// The reins of a running copy, for the same event loop.
+class CopyControl {
+ public:
+  /// No new chunk is started until resume().
+  void pause() { paused_ = true; }
+  void resume();
+  /// The copy ends with Error(ECANCELED) once the chunks in flight are through.
+  void cancel();
+  /// Bytes of data per second, 0: no limit.
+  void set_rate(std::uint64_t bytes_per_second) { rate_.set(bytes_per_second); }
+
+  bool paused() const { return paused_; }
+  bool cancelled() const { return cancelled_; }
+
+  // For the engine.
+  RateLimit& rate() { return rate_; }
+  /// Returns at once unless paused; throws Error(ECANCELED) if cancelled by then.
+  Task<void> checkpoint();
+
+ private:
+  bool paused_ = false;
+  bool cancelled_ = false;
+  RateLimit rate_;
+  WaitQueue changed_;
+};
+
+struct CopyOptions {
+  bool compressed = false;      // whole clusters, compressed by the target
+  int level = 0;                // of compression, see WriteFlags
+  bool fua = false;             // each write is stable when it completes
+  bool target_is_zero = false;  // the whole target is known to read as zeros
+  /// Runs of zeros of at least so many bytes are not written as data (nor at all where the target
+  /// reads as zeros). 0: everything is written as data.
+  std::uint64_t sparse_size = 4096;
+  unsigned chunks_in_flight = 8;  // at least 1; fewer if they would take more than 32 MiB
+};
+
+struct CopyProgress {
+  std::uint64_t done = 0;        // bytes of the source dealt with, zeros and holes included
+  std::uint64_t total = 0;       // bytes of the source
+  std::uint64_t data_moved = 0;  // bytes read and written
+};
+
+/// What to copy. Everything pointed at must live until copy() completes.
+struct CopyRequest {
+  std::vector<Child*> sources;  // concatenated, each rounded up to 512 bytes
+  const Node* base = nullptr;   // copy only what is held above it; only with one source
+  Child* target = nullptr;      // not smaller than the sources together
+  CopyOptions options;
+  CopyControl* control = nullptr;                        // may be null
+  std::function<void(const CopyProgress&)> on_progress;  // after each chunk; may be empty
+  // The clock of the rate limit; empty: the real one and the event loop's timers.
+  std::function<RateLimit::Clock::time_point()> now;
+  std::function<Task<void>(std::chrono::nanoseconds)> sleep;
+};
+
+/// Copies the sources to the same offsets of the target, which is not flushed. Errors of reading
+/// and writing name the offset; nothing is written behind the first chunk that failed, except by
+/// chunks that were in flight already.
+Task<void> copy(CopyRequest request);
+
+}  // namespace vise

@@ -1,0 +1,75 @@
+#include "copy/source.h"
+
+#include <algorithm>
+#include <cassert>
+#include <cerrno>
+#include <iterator>
+#include <utility>
+
+#include "vise/error.h"
+#include "vise/util/checked.h"
+
+namespace vise {
+
+namespace {
+constexpr std::uint64_t sector_size = 512;
+}
+
+CopySource::CopySource(std::vector<Child*> children, const Node* base) : base_(base) {
+  assert(base == nullptr || children.size() == 1);
+  for (Child* child : children) {
+    const std::uint64_t length = align_up(child->size(), sector_size);
+    parts_.push_back({child, size_, length});
+    const auto sum = checked::add(size_, length);
+    if (!sum || *sum > INT64_MAX) throw Error(EFBIG, "The sources together are too large");
+    size_ = *sum;
+  }
+}
+
+const CopySource::Part& CopySource::part_at(std::uint64_t offset) const {
+  const auto after = std::upper_bound(
+      parts_.begin(), parts_.end(), offset,
+      [](std::uint64_t value, const Part& part) { return value < part.start + part.length; });
+  assert(after != parts_.end());
+  return *after;
+}
+
+Task<CopyPiece> CopySource::status(GuestRange range) {
+  const Part& part = part_at(range.start.bytes());
+  const std::uint64_t inside = range.start.bytes() - part.start;
+  const std::uint64_t size = part.child->size();
+  CopyPiece piece;
+  piece.range = {range.start, std::min(range.length, part.length - inside)};
+  if (inside >= size) {
+    piece.kind = CopyKind::zero;
+    co_return piece;
+  }
+  const GuestRange asked{GuestOffset(inside), std::min(piece.range.length, size - inside)};
+  const BlockStatus status =
+      co_await block_status(part.child->node(), asked, MapMode::precise, base_);
+  piece.range.length = std::min(status.length, asked.length);
+  if (base_ != nullptr && !status.allocated) {
+    piece.kind = CopyKind::skip;
+  } else if (status.zero) {
+    piece.kind = CopyKind::zero;
+  } else if (!status.data && !status.allocated) {
+    piece.kind = CopyKind::zero;  // nobody in the chain has it
+  }
+  co_return piece;
+}
+
+Task<void> CopySource::read(GuestOffset offset, IoVec data) {
+  while (!data.empty()) {
+    const Part& part = part_at(offset.bytes());
+    const std::uint64_t inside = offset.bytes() - part.start;
+    const std::uint64_t length = std::min(data.size(), part.length - inside);
+    const std::uint64_t size = part.child->size();
+    const std::uint64_t stored = inside < size ? std::min(length, size - inside) : 0;
+    if (stored > 0) co_await part.child->read(GuestOffset(inside), data.first(stored));
+    if (stored < length) data.slice(stored, length - stored).fill(std::byte{0});
+    data = data.slice(length);
+    offset += length;
+  }
+}
+
+}  // namespace vise

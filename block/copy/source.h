@@ -1,0 +1,52 @@
+// What a copy reads: one node or several, one behind the other.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "vise/child.h"
+#include "vise/graph.h"
+
+namespace vise {
+
+/// What is to be done with one stretch of the source.
+enum class CopyKind {
+  data,  // has to be read
+  zero,  // reads as zeros
+  skip   // held by `base` or below: not part of the copy
+};
+
+/// One stretch, in the offsets of the whole copy.
+struct CopyPiece {
+  CopyKind kind = CopyKind::data;
+  GuestRange range;
+  bool operator==(const CopyPiece&) const = default;
+};
+
+/// Nodes read as one, each rounded up to whole sectors (512 bytes) with zeros.
+class CopySource {
+ public:
+  /// The children are borrowed. `base` (only with one child): what it and the nodes below it hold
+  /// is skipped; null: nothing is.
+  CopySource(std::vector<Child*> children, const Node* base);
+
+  std::uint64_t size() const { return size_; }
+
+  /// The first stretch of `range`, never empty, never longer than `range`.
+  Task<CopyPiece> status(GuestRange range);
+  Task<void> read(GuestOffset offset, IoVec data);
+
+ private:
+  struct Part {
+    Child* child;
+    std::uint64_t start;   // in the whole
+    std::uint64_t length;  // a multiple of 512
+  };
+  const Part& part_at(std::uint64_t offset) const;
+
+  std::vector<Part> parts_;
+  const Node* base_;
+  std::uint64_t size_ = 0;
+};
+
+}  // namespace vise

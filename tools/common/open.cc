@@ -1,0 +1,126 @@
+#include "tools/common/open.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <utility>
+
+#include "util/keyval.h"
+#include "vise/error.h"
+
+namespace vise::tools {
+
+CacheMode parse_cache_mode(std::string_view name) {
+  if (name == "writeback") return {};
+  if (name == "none" || name == "off") return {.direct = true};
+  if (name == "writethrough") return {.writethrough = true};
+  if (name == "directsync") return {.direct = true, .writethrough = true};
+  if (name == "unsafe") return {.no_flush = true};
+  throw Error(EINVAL, fmt::format("Invalid cache mode '{}': must be writeback, none, "
+                                  "writethrough, directsync or unsafe",
+                                  name));
+}
+
+namespace {
+
+// aio is an option of the protocol node, so it goes to the lowest "file" the options name; with
+// json: file names the driver's own default stays.
+void set_aio(OpenRequest& request, const std::string& aio) {
+  if (aio != "threads" && aio != "native" && aio != "io_uring") {
+    throw Error(EINVAL,
+                fmt::format("Invalid aio mode '{}': must be threads, native or io_uring", aio));
+  }
+  if (aio == "native" && !request.defaults.cache_direct) {
+    throw Error(EINVAL,
+                "aio=native needs a cache mode without the host's page cache (none or "
+                "directsync)");
+  }
+  if (request.options.empty() && request.filename.find(':') == std::string::npos) {
+    request.options.set("file.aio", aio);
+  }
+}
+
+}  // namespace
+
+Value::Dict image_options(const Program& program, std::string_view text) {
+  Keyval parsed = parse_image_options(text);
+  for (const std::string& word : parsed.bare_words) {
+    print_warning(program,
+                  fmt::format("Option '{0}' without a value is deprecated: write '{0}=on'", word));
+  }
+  return std::move(parsed.options);
+}
+
+OpenRequest open_request(const Program& program, const ImageArguments& image) {
+  OpenRequest request;
+  if (image.image_opts) {
+    if (!image.format.empty()) {
+      throw Error(EINVAL, "--image-opts and --format are mutually exclusive");
+    }
+    request.options = image_options(program, image.filename);
+  } else {
+    request.filename = image.filename;
+    request.format = image.format;
+  }
+  for (const auto& [name, value] : image.options) request.options.set(name, value);
+  request.defaults.read_only = image.read_only;
+  request.defaults.force_share = image.force_share;
+  request.defaults.cache_direct = image.cache.direct;
+  request.defaults.cache_no_flush = image.cache.no_flush;
+  request.defaults.discard_unmap = image.discard_unmap;
+  request.defaults.purpose = image.purpose;
+  request.open_backing = image.open_backing;
+  if (!image.aio.empty()) set_aio(request, image.aio);
+  return request;
+}
+
+ImageSession::ImageSession(const Program& program, Context::Options options)
+    : program_(program), context_(options), graph_(context_) {
+  graph_.on_warning = [&program](const std::string& text) { print_warning(program, text); };
+}
+
+ImageSession::~ImageSession() = default;
+
+Task<Child*> ImageSession::open(ImageArguments image) {
+  OpenRequest request = open_request(program_, image);
+  co_return co_await open(std::move(request));
+}
+
+Task<Child*> ImageSession::open(OpenRequest request) {
+  std::unique_ptr<Child> root = co_await graph_.open_root(std::move(request));
+  roots_.push_back(std::move(root));
+  co_return roots_.back().get();
+}
+
+Task<void> ImageSession::close(Child* root) {
+  const auto position = std::find_if(roots_.begin(), roots_.end(),
+                                     [&](const auto& held) { return held.get() == root; });
+  assert(position != roots_.end());
+  std::unique_ptr<Child> leaving = std::move(*position);
+  roots_.erase(position);
+  co_await leaving->detach();
+}
+
+Task<void> ImageSession::close_all() {
+  std::exception_ptr first;
+  while (!roots_.empty()) {
+    try {
+      co_await close(roots_.back().get());
+    } catch (...) {
+      if (!first) first = std::current_exception();
+    }
+  }
+  co_await graph_.close_all();
+  if (first) std::rethrow_exception(first);
+}
+
+void ImageSession::close_quietly() noexcept {
+  try {
+    context_.loop().run(close_all());
+  } catch (const std::exception&) {
+    // The error that ended the command is already on its way to the user.
+  }
+}
+
+}  // namespace vise::tools

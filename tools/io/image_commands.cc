@@ -1,0 +1,169 @@
+// open, close, reopen, flush, truncate, length, discard: commands on the image as a whole.
+#include <fmt/format.h>
+
+#include <cerrno>
+#include <utility>
+
+#include "tools/common/sizes.h"
+#include "tools/io/request.h"
+#include "vise/child.h"
+#include "vise/error.h"
+
+namespace vise::tools {
+
+namespace {
+
+bool discard_mode(const std::string& name) {
+  if (name == "unmap" || name == "on") return true;
+  if (name == "ignore" || name == "off") return false;
+  throw Error(EINVAL,
+              fmt::format("Invalid discard mode '{}': must be ignore, off, unmap or on", name));
+}
+
+Preallocation preallocation_mode(const std::string& name) {
+  if (name == "off") return Preallocation::off;
+  if (name == "metadata") return Preallocation::metadata;
+  if (name == "falloc") return Preallocation::falloc;
+  if (name == "full") return Preallocation::full;
+  throw Error(EINVAL, fmt::format("Invalid preallocation mode '{}': must be off, metadata, falloc "
+                                  "or full",
+                                  name));
+}
+
+std::string joined_options(const Arguments& arguments) {
+  std::string text;
+  for (const Arguments::Option& option : arguments.options) {
+    if (option.key != 'o') continue;
+    if (!text.empty()) text += ',';
+    text += option.value;
+  }
+  return text;
+}
+
+}  // namespace
+
+void apply_image_option(const Arguments::Option& option, ImageArguments& image) {
+  switch (option.key) {
+    case 'r':
+      image.read_only = true;
+      break;
+    case 'n':
+      image.cache = parse_cache_mode("none");
+      break;
+    case 't':
+      image.cache = parse_cache_mode(option.value);
+      break;
+    case 'd':
+      image.discard_unmap = discard_mode(option.value);
+      break;
+    case 'U':
+      image.force_share = true;
+      break;
+    case 'k':
+      image.aio = "native";
+      break;
+    case 'i':
+      image.aio = option.value;
+      break;
+    case 's':
+      throw Error(ENOTSUP,
+                  "A temporary overlay (-s) is not supported: create one with "
+                  "'vise-img create -b'");
+    case 'C':
+      throw Error(ENOTSUP, "Copy-on-read (-C) is not supported");
+    default:
+      break;
+  }
+}
+
+Task<void> run_open(Call& call) {
+  IoState& state = call.state;
+  if (state.image() != nullptr) throw Error(EBUSY, "file open already, try 'help close'");
+  const Arguments& arguments = call.arguments;
+  if (arguments.operands.size() > 1) call.fail_with_usage();
+  ImageArguments image;
+  image.read_only = false;
+  for (const Arguments::Option& option : arguments.options) apply_image_option(option, image);
+  if (!arguments.operands.empty()) image.filename = arguments.operands[0];
+  const std::string options = joined_options(arguments);
+  if (state.image_opts && !arguments.operands.empty()) {
+    if (!options.empty()) image.filename += "," + options;
+    image.image_opts = true;
+  } else if (!options.empty()) {
+    image.options = image_options(state.program(), options);
+  }
+  co_await state.open_image(std::move(image))
+      .context(fmt::format("can't open{}",
+                           arguments.operands.empty() ? "" : " '" + arguments.operands[0] + "'"));
+}
+
+Task<void> run_close(Call& call) { co_await call.state.close_image(); }
+
+Task<void> run_reopen(Call& call) {
+  const Arguments& arguments = call.arguments;
+  if (!arguments.operands.empty()) call.fail_with_usage();
+  if (arguments.has('r') && arguments.has('w')) Call::fail("Only one of -r/-w can be given");
+  if (arguments.has('o')) throw Error(ENOTSUP, "Driver options cannot be changed");
+  if (const std::string* name = arguments.last('c')) {
+    const CacheMode mode = parse_cache_mode(*name);
+    CacheMode& current = call.state.image_arguments().cache;
+    if (mode.direct != current.direct || mode.no_flush != current.no_flush) {
+      throw Error(ENOTSUP, "Only writethrough can be changed while the image is open");
+    }
+    current = mode;
+  }
+  Child& image = *call.state.image();
+  if (arguments.has('r') || arguments.has('w')) {
+    const bool read_only = arguments.has('r');
+    co_await call.state.outstanding().join();
+    if (read_only == image.node().read_only()) co_return;
+    const Permissions old = image.permissions();
+    if (read_only) {
+      Permissions reading = old;
+      reading.uses = PermissionSet(Permission::consistent_read);
+      co_await image.set_permissions(reading);
+    }
+    co_await call.state.session().graph().reopen(image.node(), read_only);
+    if (!read_only) {
+      Permissions writing = old;
+      writing.uses =
+          PermissionSet(Permission::consistent_read) | Permission::write | Permission::resize;
+      co_await image.set_permissions(writing);
+    }
+  }
+}
+
+Task<void> run_flush(Call& call) { co_await call.state.image()->flush(); }
+
+Task<void> run_truncate(Call& call) {
+  const Arguments& arguments = call.arguments;
+  if (arguments.operands.size() != 1) call.fail_with_usage();
+  TruncateOptions options;
+  if (const std::string* mode = arguments.last('m')) {
+    options.preallocation = preallocation_mode(*mode);
+  }
+  const std::uint64_t size = call.size_operand(0);
+  co_await call.state.image()->truncate(size, options);
+}
+
+Task<void> run_length(Call& call) {
+  print(io_size_text(static_cast<double>(call.state.image()->size())) + "\n");
+  co_return;
+}
+
+Task<void> run_discard(Call& call) {
+  if (call.arguments.operands.size() != 2) call.fail_with_usage();
+  const std::uint64_t offset = call.size_operand(0);
+  const std::uint64_t length = call.size_operand(1);
+  check_request_length(call, length, 1);
+  const Stopwatch watch;
+  try {
+    co_await call.state.image()->discard({GuestOffset(offset), length});
+  } catch (const Error& error) {
+    fail_request("discard", error);
+  }
+  print(report_text({"discard", offset, length, length, watch.elapsed()},
+                    report_style(call.arguments)));
+}
+
+}  // namespace vise::tools
