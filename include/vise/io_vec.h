@@ -174,6 +174,7 @@ using ConstIoVec = BasicIoVec<const std::byte>;
 
 /// True if every byte of `data` is zero.
 bool is_zero(std::span<const std::byte> data);
+inline bool is_zero(std::span<std::byte> data) { return is_zero(std::span<const std::byte>(data)); }
 bool is_zero(const ConstIoVec& data);
 
 }  // namespace vise

@@ -1,0 +1,115 @@
+#include "format/qcow2/create.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <exception>
+#include <utility>
+#include <vector>
+
+#include "format/qcow2/create_layout.h"
+#include "vise/buffer.h"
+#include "vise/child.h"
+#include "vise/error.h"
+#include "vise/graph.h"
+#include "vise/util/checked.h"
+
+namespace vise::qcow2 {
+namespace {
+
+constexpr std::uint64_t batch_bytes = 4 << 20;
+
+// What is to be written, fixed before the first change of the file.
+struct NewImage {
+  Header header;
+  CreateLayout layout;
+  Preallocation preallocation;
+  std::vector<std::byte> first_cluster;
+
+  std::uint64_t file_length() const { return layout.file_length(header); }
+};
+
+NewImage plan(const CreateRequest& request) {
+  const CreateOptions options = CreateOptions::parse(request.options);
+  NewImage image;
+  image.header = options.header(request.size);
+  image.preallocation = options.preallocation;
+  const auto kind = options.preallocation == Preallocation::off ? CreateLayout::Kind::plain
+                                                                : CreateLayout::Kind::preallocated;
+  image.layout = CreateLayout::make(image.header, kind);
+  image.first_cluster = image.header.encode();
+  return image;
+}
+
+// Leaves a file of the right length that reads as zeros wherever nothing is written later.
+Task<void> clear(Child& file, const NewImage& image) {
+  TruncateOptions emptied;
+  emptied.exact = false;
+  co_await file.truncate(0, emptied);
+
+  TruncateOptions sized;
+  sized.exact = false;
+  if (image.preallocation == Preallocation::falloc || image.preallocation == Preallocation::full) {
+    sized.preallocation = image.preallocation;
+  }
+  // A device keeps its length and its content.
+  const bool kept = file.size() != 0;
+  if (!kept) {
+    co_await file.truncate(image.file_length(), sized);
+    co_return;
+  }
+  if (file.size() < image.file_length()) {
+    throw Error(ENOSPC, "The device is too small for the metadata of the image");
+  }
+  co_await file.write_zeroes(HostRange{HostOffset(0), image.file_length()});
+}
+
+// All metadata but the header and an empty L1 table, in large pieces.
+Task<void> write_metadata(Child& file, const NewImage& image) {
+  const Header& h = image.header;
+  const CreateLayout& layout = image.layout;
+  const std::uint64_t per_batch = std::max<std::uint64_t>(1, batch_bytes >> h.cluster_bits);
+  std::uint64_t cluster = 1;
+  while (cluster < layout.metadata_end()) {
+    if (cluster == layout.l1 && layout.l2_tables == 0) {
+      cluster += layout.l1_clusters;
+      continue;
+    }
+    std::uint64_t end = std::min(layout.metadata_end(), cluster + per_batch);
+    if (cluster < layout.l1) end = std::min(end, layout.l1);
+    Buffer buffer = Buffer::zeroed((end - cluster) << h.cluster_bits);
+    for (std::uint64_t c = cluster; c < end; ++c) {
+      layout.fill(h, c, buffer.span().subspan((c - cluster) << h.cluster_bits, h.cluster_size()));
+    }
+    co_await file.write(HostOffset(cluster << h.cluster_bits), ConstIoVec(buffer.span()));
+    cluster = end;
+  }
+}
+
+Task<void> write_image(Child& file, const NewImage& image) {
+  co_await clear(file, image);
+  co_await write_metadata(file, image);
+  co_await file.flush();
+  co_await file.write(HostOffset(0), ConstIoVec(std::span(image.first_cluster)));
+  co_await file.flush();
+}
+
+}  // namespace
+
+Task<void> create(CreateRequest& request) {
+  const NewImage image = plan(request);
+  Permissions permissions;
+  permissions.uses = PermissionSet(Permission::consistent_read) | Permission::write |
+                     Permission::write_unchanged | Permission::resize;
+  std::unique_ptr<Child> file =
+      co_await request.graph.attach(nullptr, "file", EdgeRole::root, request.file, permissions);
+  std::exception_ptr failure;
+  try {
+    co_await write_image(*file, image);
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  co_await file->detach();
+  if (failure) std::rethrow_exception(failure);
+}
+
+}  // namespace vise::qcow2
