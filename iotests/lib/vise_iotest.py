@@ -82,8 +82,9 @@ class Result:
             raise Failure(f"not JSON ({error})\n{self}") from None
 
     def __str__(self):
+        stdout = re.sub(r"((?:vise|qemu)-io> )+", r"\1", self.stdout)  # prompts of silent commands
         return (f"$ {' '.join(map(str, self.command))}\nexit status {self.code}\n"
-                f"stdout: {self.stdout[-4000:]}\nstderr: {self.stderr[-4000:]}")
+                f"stdout: {stdout[-4000:]}\nstderr: {self.stderr[-4000:]}")
 
 
 def _limit_resources():
