@@ -207,7 +207,7 @@ void fail_unexpected(std::string_view prefix, std::string_view name,
 }
 
 const Value* DictReader::find(std::string_view name) {
-  known_.emplace_back(name);
+  if (std::find(known_.begin(), known_.end(), name) == known_.end()) known_.emplace_back(name);
   return dict_.find(name);
 }
 
@@ -215,6 +215,26 @@ const Value* DictReader::require(std::string_view name) {
   const Value* value = find(name);
   if (value == nullptr && !missing_) missing_ = std::string(name);
   return value;
+}
+
+const Value* DictReader::find_child(std::string_view name) {
+  children_.emplace_back(name);
+  return find(name);
+}
+
+const Value* DictReader::require_child(std::string_view name) {
+  children_.emplace_back(name);
+  return missing_children_ == MissingChildren::allowed ? find(name) : require(name);
+}
+
+std::vector<std::string> DictReader::names_without_children() const {
+  std::vector<std::string> names;
+  for (const std::string& name : known_) {
+    if (std::find(children_.begin(), children_.end(), name) == children_.end()) {
+      names.push_back(name);
+    }
+  }
+  return names;
 }
 
 const Value& DictReader::demand(std::string_view name) {

@@ -74,8 +74,13 @@ class ValueReader {
 /// The members of one dictionary, asked for one by one.
 class DictReader {
  public:
+  /// May references to other nodes be missing? (A plain file name may stand in for them.)
+  enum class MissingChildren { refused, allowed };
+
   /// Throws if the value is no dictionary.
-  explicit DictReader(const ValueReader& where) : where_(where), dict_(where.dict()) {}
+  explicit DictReader(const ValueReader& where,
+                      MissingChildren missing_children = MissingChildren::refused)
+      : where_(where), dict_(where.dict()), missing_children_(missing_children) {}
 
   /// The member, or nothing. It counts as known from then on.
   const Value* find(std::string_view name);
@@ -84,7 +89,13 @@ class DictReader {
   /// At once: for the member that says which others are allowed.
   const Value& demand(std::string_view name);
 
+  /// A required reference to another node.
+  const Value* require_child(std::string_view name);
+  const Value* find_child(std::string_view name);
+
   const ValueReader& where() const { return where_; }
+  /// All that was asked for, except references to other nodes.
+  std::vector<std::string> names_without_children() const;
 
   /// Throws for members nobody asked for, then for required ones that are missing.
   void finish();
@@ -93,7 +104,9 @@ class DictReader {
   void fail_unknown() const;
   const ValueReader& where_;
   const Value::Dict& dict_;
+  MissingChildren missing_children_;
   std::vector<std::string> known_;
+  std::vector<std::string> children_;
   std::optional<std::string> missing_;
 };
 

@@ -1,0 +1,1 @@
+"""Turns the QAPI schema of Vise into C++ types, introspection data and documentation."""
