@@ -16,8 +16,8 @@ namespace vise {
 namespace {
 
 constexpr std::size_t smallest = 4096;
-constexpr std::size_t largest = 4u << 20;         // bigger buffers are not kept
-constexpr std::size_t keep_bytes = 16u << 20;     // per thread
+constexpr std::size_t largest = 4u << 20;      // bigger buffers are not kept
+constexpr std::size_t keep_bytes = 16u << 20;  // per thread
 constexpr std::size_t classes = std::bit_width(largest / smallest);
 
 // Powers of two, so that a freed buffer fits the next request of about its size.
@@ -26,10 +26,14 @@ std::size_t capacity_of(std::size_t size) {
   return std::bit_ceil(size < smallest ? smallest : size);
 }
 
+// Buffers that live longer than the pool of their thread (in statics) go straight to the heap.
+thread_local constinit bool buffer_pool_closed = false;
+
 struct BufferPool {
   std::array<std::vector<std::byte*>, classes> free;
   std::size_t bytes = 0;
   ~BufferPool() {
+    buffer_pool_closed = true;
     for (auto& list : free) {
       for (std::byte* data : list) std::free(data);
     }
@@ -45,7 +49,7 @@ std::size_t class_of(std::size_t capacity) { return std::bit_width(capacity / sm
 Buffer::Buffer(std::size_t size) : size_(size) {
   if (size == 0) return;
   const std::size_t capacity = capacity_of(size);
-  if (capacity <= largest) {
+  if (capacity <= largest && !buffer_pool_closed) {
     auto& list = buffer_pool.free[class_of(capacity)];
     if (!list.empty()) {
       data_ = list.back();
@@ -78,7 +82,7 @@ Buffer& Buffer::operator=(Buffer&& other) noexcept {
 Buffer::~Buffer() {
   if (data_ == nullptr) return;
   const std::size_t capacity = capacity_of(size_);
-  if (capacity <= largest && buffer_pool.bytes + capacity <= keep_bytes) {
+  if (capacity <= largest && !buffer_pool_closed && buffer_pool.bytes + capacity <= keep_bytes) {
     buffer_pool.free[class_of(capacity)].push_back(data_);
     buffer_pool.bytes += capacity;
     return;

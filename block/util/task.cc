@@ -8,8 +8,8 @@ namespace vise::task_detail {
 
 namespace {
 
-constexpr std::size_t granule = 64;      // bytes between size classes
-constexpr std::size_t classes = 32;      // frames up to 2 KiB are kept
+constexpr std::size_t granule = 64;        // bytes between size classes
+constexpr std::size_t classes = 32;        // frames up to 2 KiB are kept
 constexpr std::size_t keep_at_most = 256;  // frames per class
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -27,16 +27,23 @@ struct FreeFrame {
 struct FramePool {
   std::array<FreeFrame*, classes> heads{};
   std::array<std::size_t, classes> counts{};
-  ~FramePool() {
-    for (FreeFrame* frame : heads) {
+  bool closed = false;  // the thread is ending; what is freed from now on is not kept
+};
+
+// Per thread, not per context: frames are allocated where no context is at hand, and a frame may
+// be freed on another thread than it came from. Trivial, so that it can still be used by what is
+// destroyed after PoolCloser.
+thread_local constinit FramePool frame_pool;
+
+struct PoolCloser {
+  ~PoolCloser() {
+    frame_pool.closed = true;
+    for (FreeFrame*& frame : frame_pool.heads) {
       while (frame != nullptr) std::free(std::exchange(frame, frame->next));
     }
   }
 };
-
-// Per thread, not per context: frames are allocated where no context is at hand, and a frame may
-// be freed on another thread than it came from.
-thread_local FramePool frame_pool;
+thread_local PoolCloser pool_closer;
 
 }  // namespace
 
@@ -57,7 +64,9 @@ void* allocate_frame(std::size_t size) {
 
 void free_frame(void* frame, std::size_t size) noexcept {
   const std::size_t index = (size + granule - 1) / granule;
-  if (pooled && index < classes && frame_pool.counts[index] < keep_at_most) {
+  if (pooled && index < classes && frame_pool.counts[index] < keep_at_most && !frame_pool.closed) {
+    // The first frame kept makes the thread free them all at its end.
+    if (frame_pool.counts[index] == 0) (void)&pool_closer;
     auto* free = static_cast<FreeFrame*>(frame);
     free->next = std::exchange(frame_pool.heads[index], free);
     ++frame_pool.counts[index];
