@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <array>
 #include <cerrno>
 #include <cstdint>
 #include <optional>
@@ -13,11 +14,11 @@
 
 #include "protocol/file.h"
 #include "util/io_engine.h"
+#include "util/value_reader.h"
 #include "vise/buffer.h"
 #include "vise/context.h"
 #include "vise/error.h"
 #include "vise/graph.h"
-#include "vise/options.h"
 
 namespace vise {
 
@@ -32,43 +33,26 @@ struct FileCreateOptions {
   std::uint64_t extent_size_hint = default_extent_size_hint;  // bytes, 0: none
 };
 
-bool to_bool(const Value& value) {
-  return value.is_bool() ? value.as_bool() : parse_bool(value.as_string());
-}
-
-std::uint64_t to_size(const Value& value) {
-  return value.is_integer() ? value.as_uint() : parse_size(value.as_string());
-}
-
-Preallocation to_preallocation(const Value& value) {
-  const std::string_view name = value.as_string();
-  if (name == "off") return Preallocation::off;
-  if (name == "falloc") return Preallocation::falloc;
-  if (name == "full") return Preallocation::full;
-  throw Error(EINVAL, fmt::format("'{}' is not one of off, falloc, full", name));
-}
-
 FileCreateOptions read_options(const Value::Dict& options) {
+  static constexpr std::array<std::string_view, 3> preallocations = {"off", "falloc", "full"};
+  static constexpr std::array modes = {Preallocation::off, Preallocation::falloc,
+                                       Preallocation::full};
+  const Value all(options);
+  const ValueReader root(all, ValueInput::options);
+  DictReader reader(root);
   FileCreateOptions result;
-  for (const auto& [name, value] : options) {
-    const bool is_scalar = value.is_string() || value.is_bool() || value.is_integer();
-    try {
-      if (!is_scalar) throw Error(EINVAL, "a single value is expected");
-      if (name == "preallocation" && value.is_string()) {
-        result.preallocation = to_preallocation(value);
-      } else if (name == "nocow" && !value.is_integer()) {
-        result.nocow = to_bool(value);
-      } else if (name == "extent_size_hint" && !value.is_bool()) {
-        result.extent_size_hint = to_size(value);
-        if (result.extent_size_hint > UINT32_MAX) throw Error(ERANGE, "must be below 4 GiB");
-      } else {
-        throw Error(EINVAL, "no such option, or not of its type");
-      }
-    } catch (Error& error) {
-      error.add_context(fmt::format("Option '{}'", name));
-      throw;
-    }
+  if (const Value* value = reader.find("preallocation")) {
+    result.preallocation = modes[root.member("preallocation", *value).choice(preallocations)];
   }
+  if (const Value* value = reader.find("nocow")) {
+    result.nocow = root.member("nocow", *value).boolean();
+  }
+  if (const Value* value = reader.find("extent_size_hint")) {
+    const ValueReader hint = root.member("extent_size_hint", *value);
+    result.extent_size_hint = hint.size();
+    if (result.extent_size_hint > UINT32_MAX) hint.fail_range(0, UINT32_MAX);
+  }
+  reader.finish();
   return result;
 }
 

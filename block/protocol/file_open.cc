@@ -9,18 +9,19 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
 
 #include "protocol/file.h"
 #include "protocol/protocols.h"
+#include "util/driver_options.h"
 #include "util/io_engine.h"
 #include "vise/buffer.h"
 #include "vise/context.h"
 #include "vise/error.h"
 #include "vise/graph.h"
-#include "vise/options.h"
 
 namespace vise {
 
@@ -171,11 +172,9 @@ Task<void> FileDriver::reopen(bool read_only) {
 
 namespace {
 
-IoEngine& choose_engine(OpenContext& context, OptionReader& reader) {
-  enum { threads, native, io_uring };
-  const auto aio = reader.choice("aio", {"threads", "native", "io_uring"});
-  if (aio == threads) return context.context().io_threads();
-  if (aio == native && !context.node_options().cache_direct) {
+IoEngine& choose_engine(OpenContext& context, std::optional<qapi::BlockdevAioOptions> aio) {
+  if (aio == qapi::BlockdevAioOptions::threads) return context.context().io_threads();
+  if (aio == qapi::BlockdevAioOptions::native && !context.node_options().cache_direct) {
     throw Error(EINVAL, "aio=native needs cache.direct=on");
   }
   return context.context().io();
@@ -190,17 +189,16 @@ Task<std::unique_ptr<Driver>> open_path(OpenContext& context, bool device) {
   options.direct = node_options.cache_direct;
   options.no_flush = node_options.cache_no_flush;
 
-  OptionReader reader(context);
-  options.path = reader.string("filename").value_or("");
-  IoEngine& engine = choose_engine(context, reader);
-  enum { automatic, on, off };
-  const auto locking = reader.choice("locking", {"auto", "on", "off"}).value_or(automatic);
-  reader.finish();
+  auto given = read_options<qapi::BlockdevOptionsFile>(context);
+  IoEngine& engine = choose_engine(context, given.aio);
+  options.path = std::move(given.filename);
   if (options.path.empty()) {
-    throw Error(EINVAL, fmt::format("Option '{}filename' is missing", context.option_path()));
+    throw Error(EINVAL, fmt::format("Parameter '{}filename' is empty", context.option_path()));
   }
-  if (locking == on) options.locking = FileOptions::Locking::on;
-  if (locking == off || node_options.force_share) options.locking = FileOptions::Locking::off;
+  if (given.locking == qapi::OnOffAuto::on) options.locking = FileOptions::Locking::on;
+  if (given.locking == qapi::OnOffAuto::off || node_options.force_share) {
+    options.locking = FileOptions::Locking::off;
+  }
 
   auto driver = FileDriver::open(std::move(options), engine, &context.node());
   if (driver->read_only() && !node_options.read_only) context.became_read_only();

@@ -1,13 +1,14 @@
 // null-co and null-aio: a disk that forgets. For measuring what is above it, and the smallest
 // complete driver: read it first. docs/drivers.md explains it line by line.
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <memory>
 
 #include "protocol/protocols.h"
+#include "util/driver_options.h"
 #include "vise/context.h"
 #include "vise/graph.h"
-#include "vise/options.h"
 
 namespace vise {
 
@@ -61,13 +62,11 @@ class NullDriver final : public Driver {
 };
 
 Task<std::unique_ptr<Driver>> open(OpenContext& context) {
-  NullOptions options;
-  OptionReader reader(context);
-  options.size = reader.size("size").value_or(default_size);
-  options.latency =
-      std::chrono::nanoseconds(reader.integer("latency-ns", 0, INT64_MAX).value_or(0));
-  options.read_zeroes = reader.boolean("read-zeroes").value_or(false);
-  reader.finish();
+  const auto given = read_options<qapi::BlockdevOptionsNull>(context);
+  const auto latency = std::min<std::uint64_t>(given.latency_ns.value_or(0), INT64_MAX);
+  const NullOptions options{.size = given.size.value_or(default_size),
+                            .latency = std::chrono::nanoseconds(latency),
+                            .read_zeroes = given.read_zeroes.value_or(false)};
   co_return std::make_unique<NullDriver>(context.node(), options);
 }
 
