@@ -1,10 +1,11 @@
-// What drivers get for free.
+// What drivers get for free: the defaults of Driver, and Filter, which passes everything on.
 #include "vise/driver.h"
 
 #include <cerrno>
 
-#include "vise/child.h"
 #include "vise/error.h"
+#include "vise/filter.h"
+#include "vise/graph.h"
 
 namespace vise {
 
@@ -32,14 +33,72 @@ Task<void> Driver::apply_permissions(Permissions) { co_return; }
 Task<void> Driver::reopen(bool) { co_return; }
 Task<void> Driver::drain() { co_return; }
 
-Permissions Driver::child_permissions(const Child& edge, Permissions parents) const {
-  const PermissionSet changes = PermissionSet(Permission::write) | Permission::resize;
-  if (edge.role() == EdgeRole::filtered) return parents;
-  Permissions needs{.uses = Permission::consistent_read,
-                    .shares = Permissions::all().without(changes)};
-  const bool writable = !parents.uses.without(Permission::consistent_read).empty();
-  if (edge.role() != EdgeRole::backing && writable) needs.uses |= changes;
-  return needs;
+namespace {
+
+// The request ends past the node, in the unit that its size cuts (see Limits).
+Task<void> read_last_unit(Child& child, GuestOffset offset, IoVec data) {
+  const std::uint64_t valid = child.size() - offset.bytes();
+  co_await child.read(offset, data.first(valid));
+  data.slice(valid).fill(std::byte{0});
+}
+
+}  // namespace
+
+Task<Extent> Filter::map(GuestRange range, MapMode) {
+  Extent extent;
+  extent.kind = Extent::Kind::data;
+  extent.length = range.length;
+  extent.host = HostOffset(range.start.bytes());
+  extent.node = &child_->node();
+  extent.forwarded = true;
+  co_return extent;
+}
+
+Task<void> Filter::read(GuestOffset offset, IoVec data) {
+  if (GuestRange{offset, data.size()}.ends_by(size())) return child_->read(offset, data);
+  return read_last_unit(*child_, offset, data);
+}
+
+Task<void> Filter::write(GuestOffset offset, ConstIoVec data, WriteFlags flags) {
+  if (GuestRange{offset, data.size()}.ends_by(size())) return child_->write(offset, data, flags);
+  return child_->write(offset, data.first(size() - offset.bytes()), flags);
+}
+
+Task<void> Filter::write_zeroes(GuestRange range, ZeroFlags flags) {
+  return child_->write_zeroes(range, flags);
+}
+
+Task<void> Filter::discard(GuestRange range) { return child_->discard(range); }
+Task<void> Filter::flush() { return child_->flush(); }
+
+Task<void> Filter::truncate(std::uint64_t size, TruncateOptions options) {
+  return child_->truncate(size, options);
+}
+
+Task<std::optional<EncodedExtent>> Filter::read_encoded(GuestOffset offset) {
+  return child_->read_encoded(offset);
+}
+
+Task<bool> Filter::write_encoded(GuestOffset offset, const EncodedExtent& extent,
+                                 WriteFlags flags) {
+  return child_->write_encoded(offset, extent, flags);
+}
+
+Task<DriverInfo> Filter::info() { return child_->node().driver().info(); }
+
+Task<void> Filter::close() {
+  std::exception_ptr failure;
+  try {
+    co_await child_->flush();
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  try {
+    co_await child_->detach();
+  } catch (...) {
+    if (!failure) failure = std::current_exception();
+  }
+  if (failure) std::rethrow_exception(failure);
 }
 
 }  // namespace vise

@@ -18,7 +18,8 @@ namespace vise {
 /// Offsets: drivers address their children by HostOffset, which becomes the child's GuestOffset
 /// here and nowhere else; roots address a node by GuestOffset.
 ///
-/// detach() must be awaited before destruction (asserted).
+/// detach() must be awaited before destruction (asserted), except while the parent is being
+/// opened: if that fails, the graph itself closes what the driver had opened.
 class Child {
  public:
   ~Child();
@@ -76,6 +77,7 @@ class Child {
   friend class Node;
   Child(std::string name, EdgeRole role, Node* parent);
 
+  void check_compressed(GuestRange range) const;
   static GuestOffset guest(HostOffset offset) { return GuestOffset(offset.bytes()); }
 
   std::string name_;
@@ -83,6 +85,10 @@ class Child {
   Node* parent_;
   std::shared_ptr<Node> node_;
   Permissions permissions_;
+  std::uint32_t in_flight_ = 0;  // requests on this edge
+
+  class Admission;
+  friend class TrackedRequest;
 };
 
 }  // namespace vise

@@ -25,10 +25,18 @@ struct MeasureResult;
 class Node;
 class OpenContext;
 
+enum class Codec : std::uint8_t { deflate, zstd };
+
 /// How requests to a node must look. The edge above (Child) splits, pads and bounces accordingly,
-/// so drivers see only requests that obey these.
+/// so drivers see only requests that obey these. All alignments are powers of two.
+///
+/// A size() that is no multiple of the alignment is fine. The last read or write may then end past
+/// size(), at the next multiple: a read fills what lies past the end with zeros, a write does not
+/// store it (or may, where nobody can see it, like a file's last sector with O_DIRECT). Zero
+/// writes, discards and map() never reach past size(): their last unit may be a partial one.
 struct Limits {
-  std::uint32_t request_alignment = 1;  // power of two; offsets and lengths of reads and writes
+  std::uint32_t request_alignment = 1;  // offsets and lengths of reads and writes
+  std::uint32_t write_alignment = 0;    // of writes where it is larger, 0 = request_alignment
   std::uint32_t memory_alignment = 1;   // power of two, <= Buffer::alignment; of every segment
   std::uint64_t max_transfer = 0;       // bytes of one read or write, 0 = no limit below 2^31
   std::uint64_t optimal_transfer = 0;   // bytes, 0 = nothing known
@@ -42,6 +50,7 @@ struct Limits {
   bool can_zero = false;                // write_zeroes() works; else zeros are written as data
   bool can_discard = false;             // discard() does something
   bool can_compress = false;            // write() understands WriteFlags::compressed
+  Codec codec = Codec::deflate;         // with can_compress: how they are stored
 };
 
 /// How one write is to be done.
@@ -83,6 +92,9 @@ struct Extent {
   /// itself if it is a protocol. Null without `host`, or if not addressable (compressed data).
   Node* node = nullptr;
   std::uint64_t stored_length = 0;  // compressed: bytes, an upper bound
+  /// data: whether bytes are stored there at all is for `node` to say (raw, filters); whoever wants
+  /// to know goes on with its map(), as block_status() does.
+  bool forwarded = false;
 };
 
 /// Whether map() may stop at what is cheap to know.
@@ -90,8 +102,6 @@ enum class MapMode {
   precise,         // ask the file system about holes
   allocation_only  // only zero/data/backing as the format's tables say
 };
-
-enum class Codec : std::uint8_t { deflate, zstd };
 
 /// One compressed cluster as it is stored, for moving it without decoding.
 struct EncodedExtent {
@@ -194,14 +204,16 @@ class Driver {
 
   /// What this driver needs of the child `edge`, given what its own parents need of it.
   /// The default suits filters (parents' needs pass through) and formats (consistent_read and,
-  /// when writable, write and resize on storage; backing read-only, writes not shared).
+  /// when writable, write and resize on storage, neither of them shared; backing: read only,
+  /// writes shared if the parents share them).
   virtual Permissions child_permissions(const Child& edge, Permissions parents) const;
 
   /// Called whenever the sum of what the parents need changes (protocols take their file locks
   /// here). Throws, with nothing changed, if it cannot be granted.
   virtual Task<void> apply_permissions(Permissions cumulative);
 
-  /// Switches between read-only and read-write; called drained, children already reopened.
+  /// Switches between read-only and read-write; called drained. The children are writable while it
+  /// runs, in both directions: they are reopened before, or after.
   virtual Task<void> reopen(bool read_only);
 
   /// Writes out what the driver itself holds back (write buffers), called with no request in

@@ -35,6 +35,8 @@ class DriverTable {
 
  private:
   struct Plugin;
+  const DriverType* find_loaded(std::string_view name) const;
+
   std::vector<const DriverType*> types_;
   std::vector<std::unique_ptr<Plugin>> plugins_;
 };

@@ -105,6 +105,7 @@ struct OpenRequest {
   NodeOptions defaults;        // for the node and, where inheritable, its children
   bool open_backing = true;    // false: the backing chain stays closed
   bool warn_about_probing = true;
+  std::string option_path;     // stands in front of option names in errors, "file."
 };
 
 /// All nodes of one event loop.
@@ -137,6 +138,12 @@ class Graph {
   Node* find(std::string_view node_name) const;
   const std::vector<Node*>& nodes() const { return nodes_; }
 
+  /// Keeps `node` alive without parents, as blockdev-add does, until disown().
+  void adopt(std::shared_ptr<Node> node);
+  /// The opposite of adopt(): closes the node unless it has parents.
+  Task<void> disown(Node& node);
+
+  /// Closes every node that has no parents, and so all below them.
   Task<void> close_all();
 
   /// Called with warnings for people (probed raw images …); default: stderr.
@@ -149,9 +156,14 @@ class Graph {
   friend class Child;
   friend class Node;
   friend class OpenContext;
+  struct Internals;  // what block/graph/ shares among its files: block/graph/internals.h
   Context& context_;
   std::vector<Node*> nodes_;
+  std::vector<std::shared_ptr<Node>> adopted_;
+  std::vector<std::shared_ptr<Node>> abandoned_;  // of children that died with a failed open
+  AsyncMutex permission_mutex_;                   // one change of permissions at a time
   std::uint64_t next_node_number_ = 0;
+  std::uint64_t visits_ = 0;  // walks over the graph so far
 };
 
 /// What a driver sees while it is being opened.
@@ -170,23 +182,42 @@ class OpenContext {
   /// with it.
   const std::string& option_path() const { return option_path_; }
   bool open_backing() const { return open_backing_; }
+  /// True if nobody named this format: the content of the file led to it.
+  bool probed() const { return probed_; }
   /// `auto_read_only` drivers call this when the file turns out to be writable by nobody.
   void became_read_only() { node_.options_.read_only = true; }
 
   /// Opens the child described by option `name` (taken out of options()): a node name or nested
   /// options; for a format's "file" also the plain file name. Throws Error(EINVAL) if missing.
   Task<std::unique_ptr<Child>> open_child(std::string name, EdgeRole role);
-  /// The same with explicit defaults, for names that come from the image (backing, data file).
+  /// The same for names that come from the image (backing, data file): `request` gives file name,
+  /// relative to the image's directory, and format; options the user gave under `name` override it.
+  /// What the child inherits replaces request.defaults. Null for a backing file that is not to be
+  /// opened: none given, switched off by the user ("backing": null), or !open_backing().
   Task<std::unique_ptr<Child>> open_child(std::string name, EdgeRole role, OpenRequest request);
 
  private:
   friend class Graph;
   explicit OpenContext(Node& node) : node_(node) {}
+
   Node& node_;
   std::string filename_;
   Value::Dict options_;
   std::string option_path_;
   bool open_backing_ = true;
+  bool probed_ = false;
+  std::shared_ptr<Node> probed_file_;  // opened for probing already; becomes child "file"
+
+  // What is being opened above: bounds the depth, finds backing chains that bite their tail.
+  OpenContext* parent_ = nullptr;
+  EdgeRole role_ = EdgeRole::root;
+  unsigned depth_ = 0;
+  struct FileIdentity {
+    std::uint64_t device;
+    std::uint64_t inode;
+    bool operator==(const FileIdentity&) const = default;
+  };
+  std::vector<FileIdentity> files_;  // of this image
 };
 
 /// What the bytes of a stretch are and where, seen from the top of a backing chain.

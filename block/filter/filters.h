@@ -1,0 +1,10 @@
+// The filter drivers, for the driver table. Those built as plugins are not in it.
+#pragma once
+
+#include "vise/driver.h"
+
+namespace vise {
+
+extern const DriverType compress_driver;
+
+}  // namespace vise

@@ -1,0 +1,10 @@
+// The format drivers, for the driver table.
+#pragma once
+
+#include "vise/driver.h"
+
+namespace vise {
+
+extern const DriverType raw_driver;
+
+}  // namespace vise

@@ -1,0 +1,207 @@
+// raw: the bytes of the file as they are, or of a window of it (offset, size).
+#include <fmt/format.h>
+
+#include <array>
+#include <cerrno>
+#include <memory>
+#include <optional>
+#include <string_view>
+
+#include "format/formats.h"
+#include "util/value_reader.h"
+#include "vise/context.h"
+#include "vise/driver_table.h"
+#include "vise/error.h"
+#include "vise/graph.h"
+#include "vise/options.h"
+#include "vise/util/checked.h"
+
+namespace vise {
+
+namespace {
+
+constexpr std::uint64_t sector = 512;  // whose content decides about the format
+
+struct Window {
+  std::uint64_t offset = 0;           // bytes into the file
+  std::optional<std::uint64_t> size;  // bytes; nothing: to the end of the file
+};
+
+class RawDriver final : public Driver {
+ public:
+  /// `probing` guards the first sector (see write()); null: the user said that it is raw.
+  RawDriver(std::unique_ptr<Child> file, Window window, DriverTable* probing)
+      : file_(std::move(file)), window_(window), probing_(probing) {}
+
+  std::uint64_t size() const override {
+    if (window_.size) return *window_.size;
+    const std::uint64_t size = file_->size();
+    return size > window_.offset ? size - window_.offset : 0;
+  }
+
+  Limits limits() const override {
+    Limits limits = file_->limits();
+    limits.cluster_size = 0;
+    limits.can_compress = false;
+    if (probing_ != nullptr && limits.write_alignment < sector) limits.write_alignment = sector;
+    return limits;
+  }
+
+  Task<Extent> map(GuestRange range, MapMode) override {
+    co_return Extent{.kind = Extent::Kind::data,
+                     .length = range.length,
+                     .host = host(range.start),
+                     .node = &file_->node(),
+                     .forwarded = true};
+  }
+
+  Task<void> read(GuestOffset offset, IoVec data) override {
+    const std::uint64_t valid = size() - offset.bytes();
+    if (data.size() <= valid) return file_->read(host(offset), data);
+    return read_last_unit(offset, data, valid);
+  }
+
+  Task<void> write(GuestOffset offset, ConstIoVec data, WriteFlags flags) override {
+    if (probing_ != nullptr && offset.bytes() < sector) check_first_sector(data);
+    const std::uint64_t valid = size() - offset.bytes();
+    return file_->write(host(offset), data.first(std::min(data.size(), valid)), flags);
+  }
+
+  Task<void> write_zeroes(GuestRange range, ZeroFlags flags) override {
+    return file_->write_zeroes(HostRange{host(range.start), range.length}, flags);
+  }
+
+  Task<void> discard(GuestRange range) override {
+    return file_->discard(HostRange{host(range.start), range.length});
+  }
+
+  Task<void> flush() override { return file_->flush(); }
+
+  Task<void> truncate(std::uint64_t size, TruncateOptions options) override {
+    if (window_.size) throw Error(ENOTSUP, "A raw image with a fixed size cannot be resized");
+    const auto end = checked::add(size, window_.offset);
+    if (!end) throw Error::system_error(EFBIG);
+    return file_->truncate(*end, options);
+  }
+
+  Task<DriverInfo> info() override { return file_->node().driver().info(); }
+
+  /// Like a filter: raw has no metadata, so what its users do not claim it does not either.
+  Permissions child_permissions(const Child&, Permissions parents) const override {
+    return parents;
+  }
+
+  Task<void> close() override {
+    std::exception_ptr failure;
+    try {
+      co_await file_->flush();
+    } catch (...) {
+      failure = std::current_exception();
+    }
+    try {
+      co_await file_->detach();
+    } catch (...) {
+      if (!failure) failure = std::current_exception();
+    }
+    if (failure) std::rethrow_exception(failure);
+  }
+
+ private:
+  HostOffset host(GuestOffset offset) const { return HostOffset(offset.bytes() + window_.offset); }
+
+  Task<void> read_last_unit(GuestOffset offset, IoVec data, std::uint64_t valid) {
+    co_await file_->read(host(offset), data.first(valid));
+    data.slice(valid).fill(std::byte{0});
+  }
+
+  // An image that nobody called raw must not turn into a format that names other files on the host.
+  void check_first_sector(const ConstIoVec& data) const {
+    std::byte head[sector] = {};
+    data.copy_to(std::span(head).first(std::min<std::uint64_t>(sector, data.size())));
+    const DriverType& looks_like = probing_->probe(head);
+    if (looks_like.name == raw_driver.name) return;
+    throw Error::system_error(EPERM,
+                              fmt::format("Writing a '{}' header to an image whose format was "
+                                          "guessed to be raw",
+                                          looks_like.name));
+  }
+
+  std::unique_ptr<Child> file_;
+  const Window window_;
+  DriverTable* probing_;
+};
+
+void check_window(const Window& window, const Child& file) {
+  const std::uint64_t available = file.size();
+  if (window.offset > available) {
+    throw Error(EINVAL, fmt::format("Option 'offset' is {}, but the file has only {} bytes",
+                                    window.offset, available));
+  }
+  if (window.size && *window.size > available - window.offset) {
+    throw Error(EINVAL,
+                fmt::format("Option 'size' is {}, but behind offset {} the file has only {} "
+                            "bytes",
+                            *window.size, window.offset, available - window.offset));
+  }
+}
+
+Task<std::unique_ptr<Driver>> open(OpenContext& context) {
+  OptionReader reader(context);
+  Window window;
+  window.offset = reader.size("offset").value_or(0);
+  window.size = reader.size("size");
+  std::unique_ptr<Child> file = co_await context.open_child(std::string("file"), EdgeRole::storage);
+  reader.finish();
+  check_window(window, *file);
+  DriverTable* probing = context.probed() ? &context.context().drivers() : nullptr;
+  co_return std::make_unique<RawDriver>(std::move(file), window, probing);
+}
+
+Preallocation preallocation_of(const CreateRequest& request) {
+  static constexpr std::array<std::string_view, 3> names = {"off", "falloc", "full"};
+  static constexpr std::array modes = {Preallocation::off, Preallocation::falloc,
+                                       Preallocation::full};
+  const Value* value = request.options.find("preallocation");
+  if (value == nullptr) return Preallocation::off;
+  return modes[ValueReader(*value, "", "preallocation").choice(names)];
+}
+
+Task<void> fill(Child& file, std::uint64_t size, Preallocation preallocation) {
+  // What was there before must not show through. (A device keeps its size, and its content.)
+  try {
+    co_await file.truncate(0);
+  } catch (const Error& error) {
+    if (error.code() != ENOTSUP) throw;
+  }
+  co_await file.truncate(size, TruncateOptions{.preallocation = preallocation, .exact = false});
+}
+
+Task<void> create(CreateRequest& request) {
+  const Preallocation preallocation = preallocation_of(request);
+  const Permissions wanted{PermissionSet(Permission::write) | Permission::resize,
+                           Permissions::all()};
+  std::unique_ptr<Child> file = co_await request.graph.attach(nullptr, std::string("create"),
+                                                              EdgeRole::root, request.file, wanted);
+  std::exception_ptr failure;
+  try {
+    co_await fill(*file, request.size, preallocation);
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  co_await file->detach();
+  if (failure) std::rethrow_exception(failure);
+}
+
+constexpr CreateOption create_options[] = {
+    {"preallocation", CreateOption::Type::string, "Preallocation mode (off, falloc, full)"},
+};
+
+}  // namespace
+
+const DriverType raw_driver = {.name = "raw",
+                               .kind = DriverKind::format,
+                               .open = open,
+                               .create = create,
+                               .create_options = create_options};
+
+}  // namespace vise

@@ -1,0 +1,32 @@
+// File names as people write them, to and from option trees (docs: cli reference, "Naming images").
+#pragma once
+
+#include <string>
+#include <string_view>
+
+#include "vise/value.h"
+
+namespace vise {
+
+class DriverTable;
+
+inline constexpr std::string_view json_prefix = "json:";
+
+/// The protocol in front of `name`: "nbd" of "nbd:host:1" and "nbd+unix:///x", empty for a plain
+/// file name ("./a:b", "/x:y", "a").
+std::string_view protocol_prefix(std::string_view name);
+
+/// The options of the protocol node that `name` (not json:) stands for: {"driver": "file",
+/// "filename": …}, host_device where it is a device, or the protocol of the prefix.
+/// Throws Error(EINVAL) for unknown protocols and empty names.
+Value::Dict protocol_options(std::string_view name, DriverTable& drivers);
+/// The same for a name that is to be taken as it stands.
+Value::Dict plain_file_options(std::string_view name);
+
+/// The options of a "json:{…}" name, nested. Throws Error(EINVAL).
+Value::Dict json_options(std::string_view name);
+
+/// `name` as seen from the directory of `image`, unless it is absolute.
+std::string resolve_relative(std::string_view image, std::string_view name);
+
+}  // namespace vise
