@@ -64,7 +64,7 @@ std::vector<std::filesystem::path> plugin_folders() {
   }
   const std::filesystem::path library = library_folder();
   if (!library.empty()) {
-    folders.push_back(library / "filter");
+    folders.push_back(library / "filter" / "plugins");
     folders.push_back(library / "vise" / "plugins");
   }
   folders.emplace_back(VISE_PLUGIN_DIR);

@@ -7,7 +7,6 @@
 #include <span>
 #include <string>
 #include <string_view>
-#include <utility>
 #include <vector>
 
 #include "vise/value.h"
@@ -68,11 +67,9 @@ class ValueReader {
   ValueInput input_;
 };
 
-/// "Parameter 'PREFIX+NAME' is unexpected", followed by the nearest of `known` and `also_known`, or
-/// by all of `known`.
+/// "Parameter 'PREFIX+NAME' is unexpected", followed by the nearest of `known` or all of them.
 [[noreturn]] void fail_unexpected(std::string_view prefix, std::string_view name,
-                                  const std::vector<std::string>& known,
-                                  const std::vector<std::string>& also_known = {});
+                                  const std::vector<std::string>& known);
 
 /// The members of one dictionary, asked for one by one.
 class DictReader {
@@ -100,9 +97,6 @@ class DictReader {
   /// All that was asked for, except references to other nodes.
   std::vector<std::string> names_without_children() const;
 
-  /// Names that others have taken out already, for suggestions.
-  void suggest(std::vector<std::string> names) { also_known_ = std::move(names); }
-
   /// Throws for members nobody asked for, then for required ones that are missing.
   void finish();
 
@@ -112,7 +106,6 @@ class DictReader {
   const Value::Dict& dict_;
   MissingChildren missing_children_;
   std::vector<std::string> known_;
-  std::vector<std::string> also_known_;
   std::vector<std::string> children_;
   std::optional<std::string> missing_;
 };
