@@ -113,7 +113,7 @@ std::uint64_t Copier::granularity_of(const CopyRequest& request) {
   if (!request.options.compressed && limits.zero_alignment > 0) {
     unit = std::min(unit, limits.zero_alignment);
   }
-  unit = std::max<std::uint64_t>(unit, limits.request_alignment);
+  unit = std::max<std::uint64_t>({unit, limits.request_alignment, limits.write_alignment});
   const std::uint64_t sparse = request.options.sparse_size;
   return sparse > unit && !request.options.compressed ? sparse / unit * unit : unit;
 }
