@@ -90,9 +90,9 @@ void for_each_state(const Image& start, const std::vector<HostEvent>& log, std::
                     const std::function<bool(const State&)>& examine) {
   std::vector<const HostEvent*> by_completion;
   for (const HostEvent& event : log) by_completion.push_back(&event);
-  std::stable_sort(
-      by_completion.begin(), by_completion.end(),
-      [](const HostEvent* a, const HostEvent* b) { return a->completed < b->completed; });
+  std::sort(by_completion.begin(), by_completion.end(), [](const HostEvent* a, const HostEvent* b) {
+    return a->completed != b->completed ? a->completed < b->completed : a->issued < b->issued;
+  });
 
   Image stable = start;
   std::size_t next = 0;  // of by_completion; those before it are in `stable`
