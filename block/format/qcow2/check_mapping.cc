@@ -47,11 +47,17 @@ void CheckPass::count_l1_entry(std::uint64_t entry, std::uint32_t index, Table k
     found.push_back(use);
   }
   if (kind == Table::snapshot || copied_ == Copied::later) return;
-  const std::uint64_t count = stored.get(cluster_of(offset));
-  if ((count == 1) != ((entry & raw_entry::copied) != 0)) {
+  if (copied_is_wrong(entry)) {
+    const std::uint64_t count = stored.get(cluster_of(offset));
     corruption(fmt::format("OFLAG_COPIED L2 cluster: l1_index={} l1_entry={:x} refcount={}", index,
                            entry, count));
   }
+}
+
+bool CheckPass::copied_is_wrong(std::uint64_t word) const {
+  const std::uint64_t cluster = cluster_of(HostOffset(word & raw_entry::offset_mask));
+  const bool copied = (word & raw_entry::copied) != 0;
+  return !count_is_unknown(cluster) && (stored.get(cluster) == 1) != copied;
 }
 
 // One entry per table, however many L1 entries lead there: a table is visited once, even if every
@@ -189,8 +195,8 @@ void CheckPass::visit_host_cluster(const Entry& e) {
   }
   if (add_reference(range, e.use.total)) check_not_metadata(range, e.word);
   if (e.use.active == 0 || copied_ == Copied::later) return;
-  const std::uint64_t count = stored.get(cluster_of(range.start));
-  if ((count == 1) != ((e.word & raw_entry::copied) != 0)) {
+  if (copied_is_wrong(e.word)) {
+    const std::uint64_t count = stored.get(cluster_of(range.start));
     corruption(fmt::format("OFLAG_COPIED data cluster: l2_entry={:x} refcount={}", e.word, count));
   }
 }

@@ -88,11 +88,13 @@ class CheckPass {
   void structure_fault(const std::string& text);
   void compare();
   void compare_cluster(std::uint64_t cluster);
+  bool count_is_unknown(std::uint64_t cluster) const;
   // check_mapping.cc
   enum class Table { active, snapshot };
   Task<void> count_l1(HostRange table, Table kind, std::uint64_t times);
   void count_l1_entry(std::uint64_t entry, std::uint32_t index, Table kind, std::uint64_t times,
                       std::vector<L2Use>& found);
+  bool copied_is_wrong(std::uint64_t word) const;
   void merge_l2_tables(std::vector<L2Use> found);
   Task<void> count_l2_tables();
   void visit_l2(const L2Use& use, std::span<const std::byte> table);

@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <set>
 #include <utility>
 
 #include "format/qcow2/batch_reader.h"
@@ -73,7 +74,7 @@ std::vector<std::uint64_t> CheckPass::check_refcount_table() {
       sound = false;
     }
     if (!offset.is_aligned(header_.cluster_size())) {
-      corruption(
+      structure_fault(
           fmt::format("refcount block {} is not cluster aligned; refcount table entry "
                       "corrupted",
                       i));
@@ -110,9 +111,12 @@ void CheckPass::load_block(std::uint64_t index, std::span<const std::byte> block
 
 // A refcount block that is anything else besides would change with that.
 void CheckPass::check_blocks() {
+  std::set<std::uint64_t> reported;
   for (std::size_t i = 0; i < block_indexes_.size(); ++i) {
     const std::uint64_t count = references.get(cluster_of(block_offsets_[i]));
     if (count == 1) continue;
+    // Two entries for one block are one fault.
+    if (!reported.insert(block_offsets_[i].bytes()).second) continue;
     structure_fault(fmt::format("refcount block {} refcount={}", block_indexes_[i], count));
   }
 }
@@ -133,16 +137,18 @@ void CheckPass::compare() {
   }
 }
 
+bool CheckPass::count_is_unknown(std::uint64_t cluster) const {
+  return !unknown_blocks_.empty() &&
+         std::ranges::binary_search(unknown_blocks_, cluster / header_.refcount_block_entries());
+}
+
 void CheckPass::compare_cluster(std::uint64_t cluster) {
   const std::uint64_t count = stored.get(cluster);
   const std::uint64_t expected = references.get(cluster);
   if (count == expected) return;
   // The end of the file lies before this one: nobody looks at its count until it is allocated.
   if (cluster >= file_clusters_ && expected == 0) return;
-  if (!unknown_blocks_.empty() &&
-      std::ranges::binary_search(unknown_blocks_, cluster / header_.refcount_block_entries())) {
-    return;
-  }
+  if (count_is_unknown(cluster)) return;
   changes.push_back({cluster, count, expected});
   if (count > expected) {
     ++result.leaks;

@@ -111,6 +111,7 @@ Task<void> Repairer::rebuild() {
   const std::uint64_t start =
       pass_.file_clusters() + (pass_.references.get(pass_.file_clusters()) > 0 ? 1 : 0);
   const NewStructures structures = plan(header_, pass_.references, start, snapshot_clusters);
+  co_await file_.truncate(structures.end() << header_.cluster_bits);
   const HostOffset snapshots_at(structures.start << header_.cluster_bits);
   if (new_snapshots) co_await write_snapshot_table(snapshots_at);
   co_await write_structures(file_, header_, pass_.references, structures);
