@@ -1,0 +1,161 @@
+// vise-img check.
+#include <fmt/format.h>
+
+#include <cerrno>
+#include <cstdio>
+
+#include "tools/common/key_order.h"
+#include "tools/common/open.h"
+#include "tools/img/command.h"
+#include "util/json.h"
+#include "vise/child.h"
+#include "vise/error.h"
+#include "vise/image_operations.h"
+
+namespace vise::tools {
+namespace {
+
+constexpr OptionSpec options[] = {
+    {'r', "repair", "leaks|all", "repair what is found: leaked clusters only, or everything"},
+    {key::output, "output", "human|json", "how to print"},
+    {'f', "format", "FORMAT", "the image's format; else it is found out"},
+    {key::image_opts, "image-opts", nullptr, "FILE is an option string, key=value,…"},
+    {'T', "cache", "CACHE", "cache mode; writeback if not given"},
+    {'U', "force-share", nullptr, "others may write the image meanwhile"},
+    {'q', "quiet", nullptr, "print nothing but findings and errors"},
+    {key::object, "object", "OBJECT", "an object such as a secret"},
+    {'h', "help", nullptr, "this help"},
+};
+
+enum ExitCode { consistent = 0, failed = 1, corrupt = 2, leaking = 3, unsupported = 63 };
+
+struct Request {
+  ImageArguments image;
+  Repair repair = Repair::none;
+  OutputFormat output = OutputFormat::human;
+  bool quiet = false;
+};
+
+std::string repaired_text(const CheckResult& result) {
+  if (result.leaks_fixed == 0 && result.corruptions_fixed == 0) return {};
+  return fmt::format(
+      "The following inconsistencies were found and repaired:\n\n    {} leaked clusters\n"
+      "    {} corruptions\n\nDouble checking the fixed image now...\n",
+      result.leaks_fixed, result.corruptions_fixed);
+}
+
+std::string human_text(const CheckResult& result) {
+  std::string text = repaired_text(result);
+  if (result.corruptions == 0 && result.leaks == 0 && result.check_errors == 0) {
+    text += "No errors were found on the image.\n";
+  }
+  if (result.corruptions > 0) {
+    text += fmt::format(
+        "\n{} errors were found on the image.\n"
+        "Data may be corrupted, or further writes to the image may corrupt it.\n",
+        result.corruptions);
+  }
+  if (result.leaks > 0) {
+    text += fmt::format(
+        "\n{} leaked clusters were found on the image.\n"
+        "This means waste of disk space, but no harm to data.\n",
+        result.leaks);
+  }
+  if (result.check_errors > 0) {
+    text +=
+        fmt::format("\n{} internal errors have occurred during the check.\n", result.check_errors);
+  }
+  const auto percent = [](std::uint64_t part, std::uint64_t whole) {
+    return whole == 0 ? 0 : 100.0 * static_cast<double>(part) / static_cast<double>(whole);
+  };
+  if (result.allocated_clusters > 0) {
+    text +=
+        fmt::format("{}/{} = {:.2f}% allocated, {:.2f}% fragmented, {:.2f}% compressed clusters\n",
+                    result.allocated_clusters, result.total_clusters,
+                    percent(result.allocated_clusters, result.total_clusters),
+                    percent(result.fragmented_clusters, result.allocated_clusters),
+                    percent(result.compressed_clusters, result.allocated_clusters));
+  }
+  if (result.image_end_offset > 0) {
+    text += fmt::format("Image end offset: {}\n", result.image_end_offset);
+  }
+  return text;
+}
+
+std::string json_text(const CheckResult& result, const Request& request, std::string_view format) {
+  Value::Dict dict;
+  dict.set("filename", request.image.filename);
+  dict.set("format", format);
+  dict.set("check-errors", result.check_errors);
+  const auto set = [&](std::string_view name, std::uint64_t count) {
+    if (count > 0) dict.set(name, count);
+  };
+  set("image-end-offset", result.image_end_offset);
+  set("corruptions", result.corruptions);
+  set("leaks", result.leaks);
+  set("corruptions-fixed", result.corruptions_fixed);
+  set("leaks-fixed", result.leaks_fixed);
+  set("total-clusters", result.total_clusters);
+  set("allocated-clusters", result.allocated_clusters);
+  set("fragmented-clusters", result.fragmented_clusters);
+  set("compressed-clusters", result.compressed_clusters);
+  return json::print(in_printing_order(std::move(dict))) + "\n";
+}
+
+Task<int> check(ImageSession& session, const Request& request) {
+  Child* root = co_await session.open(request.image);
+  Node& node = root->node();
+  auto* checkable = dynamic_cast<Checkable*>(&node.driver());
+  if (checkable == nullptr) {
+    print_error(session.program(), "This image format does not support checks");
+    co_return unsupported;
+  }
+  CheckRequest check;
+  check.repair = request.repair;
+  check.on_finding = [](const std::string& line) { fmt::print(stderr, "{}\n", line); };
+  const CheckResult result =
+      co_await checkable->check(std::move(check)).context("The check failed");
+  if (!request.quiet) {
+    print(request.output == OutputFormat::json ? json_text(result, request, node.type().name)
+                                               : human_text(result));
+  }
+  if (result.corruptions > 0 && result.check_errors == 0) co_return corrupt;
+  if (result.check_errors > 0) {
+    print_error(session.program(), "Not all of the image could be checked");
+    co_return failed;
+  }
+  co_return result.leaks > 0 ? leaking : consistent;
+}
+
+int run(const Program& program, const Arguments& arguments) {
+  refuse_objects(arguments);
+  expect_operands(arguments, 1, 1, "an image file name");
+  Request request;
+  request.image.filename = arguments.operands[0];
+  request.image.format = arguments.value_or('f', "");
+  request.image.image_opts = arguments.has(key::image_opts);
+  request.image.force_share = arguments.has('U');
+  request.image.cache = parse_cache_mode(arguments.value_or('T', "writeback"));
+  request.image.purpose = OpenPurpose::check;
+  request.output = output_format(arguments);
+  request.quiet = arguments.has('q');
+  if (const std::string* repair = arguments.last('r')) {
+    if (*repair != "leaks" && *repair != "all") {
+      throw Error(EINVAL, fmt::format("-r (--repair) must be leaks or all, not '{}'", *repair));
+    }
+    request.repair = *repair == "all" ? Repair::all : Repair::leaks;
+    request.image.read_only = false;
+    if (request.image.force_share) {
+      throw Error(EINVAL, "-U (--force-share) cannot be used when repairing");
+    }
+  }
+  ImageSession session(program);
+  return session.run(check(session, request));
+}
+
+}  // namespace
+
+constexpr Subcommand check_command = {"check", "FILE", "examines an image's metadata", options,
+                                      run};
+
+}  // namespace vise::tools

@@ -1,0 +1,254 @@
+// vise-img convert.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <optional>
+#include <utility>
+
+#include "copy/copy.h"
+#include "graph/file_names.h"
+#include "tools/common/creation.h"
+#include "tools/common/open.h"
+#include "tools/common/progress.h"
+#include "tools/img/command.h"
+#include "util/keyval.h"
+#include "vise/child.h"
+#include "vise/error.h"
+#include "vise/util/checked.h"
+
+namespace vise::tools {
+namespace {
+
+constexpr OptionSpec options[] = {
+    {'f', "source-format", "FORMAT", "format of the sources; else it is found out"},
+    {key::image_opts, "image-opts", nullptr, "the sources are option strings, key=value,…"},
+    {key::source_image_opts, "source-image-opts", nullptr, "the same"},
+    {'l', "snapshot", "SNAPSHOT", "convert what a snapshot holds"},
+    {'T', "source-cache", "CACHE", "cache mode of the sources; writeback if not given"},
+    {'O', "output-format", "FORMAT", "format of the new image, raw if not given"},
+    {'o', "options", "OPTIONS", "its creation options, key=value,…; 'help' lists them"},
+    {key::target_image_opts, "target-image-opts", nullptr, "DST is an option string; needs -n"},
+    {'t', "output-cache", "CACHE", "cache mode of the new image; unsafe if not given"},
+    {'B', "backing", "FILE", "the new image takes what it does not hold from FILE; needs -F"},
+    {'F', "backing-format", "FORMAT", "format of the backing file"},
+    {'c', "compress", nullptr, "compress the new image"},
+    {'n', "no-create", nullptr, "DST is there already"},
+    {'p', "progress", nullptr, "show progress"},
+    {'q', "quiet", nullptr, "print nothing but errors"},
+    {'S', "sparse-size", "SIZE", "fewest zero bytes that make a hole, 4k if not given; 0: none"},
+    {'m', "parallel", "NUMBER", "requests at a time, 1 to 16; 8 if not given"},
+    {'W', "oob-writes", nullptr, "allow writes out of order (no effect: never needed)"},
+    {'C', "copy-range-offloading", nullptr, "let the host copy where it can (no effect)"},
+    {'r', "rate", "RATE", "at most so many bytes per second"},
+    {'U', "force-share", nullptr, "others may write the sources meanwhile"},
+    {key::target_is_zero, "target-is-zero", nullptr, "DST is known to read as zeros; needs -n"},
+    {key::bitmaps, "bitmaps", nullptr, "take dirty bitmaps over"},
+    {key::skip_broken_bitmaps, "skip-broken-bitmaps", nullptr, "leave inconsistent bitmaps out"},
+    {key::salvage, "salvage", nullptr, "take what cannot be read for zeros"},
+    {key::object, "object", "OBJECT", "an object such as a secret"},
+    {'h', "help", nullptr, "this help"},
+};
+
+struct Request {
+  std::vector<ImageArguments> sources;
+  ImageArguments target;
+  std::string output_format;
+  std::vector<std::string> option_lists;
+  std::optional<std::string> backing, backing_format;
+  CopyOptions copy;
+  std::uint64_t rate = 0;  // bytes per second, 0: no limit
+  bool create = true;
+  bool show_progress = false;
+  bool quiet = false;
+};
+
+[[noreturn]] void fail(std::string_view text) { throw Error(EINVAL, text); }
+
+void refuse_what_is_missing(const Arguments& arguments) {
+  refuse_objects(arguments);
+  const auto refuse = [&](int option, std::string_view what) {
+    if (arguments.has(option)) throw Error(ENOTSUP, fmt::format("{} is not supported", what));
+  };
+  refuse('l', "Converting a snapshot (-l)");
+  refuse(key::bitmaps, "Taking bitmaps over (--bitmaps)");
+  refuse(key::skip_broken_bitmaps, "Taking bitmaps over (--skip-broken-bitmaps)");
+  refuse(key::salvage, "--salvage");
+}
+
+void check_combinations(const Arguments& arguments) {
+  const auto has = [&](int option) { return arguments.has(option); };
+  const bool create = !has('n');
+  if (create && has(key::target_image_opts)) fail("--target-image-opts needs -n");
+  if (create && has(key::target_is_zero)) fail("--target-is-zero needs -n");
+  if (has('O') && has(key::target_image_opts)) {
+    fail("-O (--output-format) and --target-image-opts exclude each other");
+  }
+  if (!create && has('o')) fail("-o (--options) has no meaning with -n: nothing is created");
+  if (has('C') && (has('c') || has('S'))) fail("-C cannot be used with -c or -S");
+  if (has('B') && !has('F')) fail("-B (--backing) needs -F (--backing-format)");
+  if (has('B') && arguments.operands.size() > 2) {
+    fail("-B (--backing) needs a single source");
+  }
+  if (has('F') && !has('B')) fail("-F (--backing-format) needs -B (--backing)");
+}
+
+std::uint64_t sparse_size(const std::string& text) {
+  constexpr std::uint64_t largest = 16 << 20;
+  const std::uint64_t size = size_argument(text, "sparse size");
+  if (size % 512 != 0 || size > largest) {
+    fail(fmt::format("Invalid sparse size {}: must be 0 or a multiple of 512 up to {}", text,
+                     largest));
+  }
+  return size;
+}
+
+Request read_request(const Arguments& arguments) {
+  expect_operands(arguments, 2, SIZE_MAX, "the names of a source and a target");
+  refuse_what_is_missing(arguments);
+  check_combinations(arguments);
+  Request request;
+  ImageArguments source;
+  source.format = arguments.value_or('f', "");
+  source.image_opts = arguments.has(key::image_opts) || arguments.has(key::source_image_opts);
+  source.force_share = arguments.has('U');
+  source.cache = parse_cache_mode(arguments.value_or('T', "writeback"));
+  for (std::size_t i = 0; i + 1 < arguments.operands.size(); ++i) {
+    source.filename = arguments.operands[i];
+    request.sources.push_back(source);
+  }
+  request.output_format = arguments.value_or('O', "raw");
+  request.target.filename = arguments.operands.back();
+  request.target.image_opts = arguments.has(key::target_image_opts);
+  if (!request.target.image_opts) request.target.format = request.output_format;
+  request.target.read_only = false;
+  request.target.cache = parse_cache_mode(arguments.value_or('t', "unsafe"));
+  request.target.discard_unmap = true;
+  for (const Arguments::Option& option : arguments.options) {
+    if (option.key == 'o') request.option_lists.push_back(option.value);
+  }
+  if (const std::string* name = arguments.last('B')) request.backing = *name;
+  if (const std::string* name = arguments.last('F')) request.backing_format = *name;
+  request.create = !arguments.has('n');
+  request.copy.compressed = arguments.has('c');
+  request.copy.target_is_zero = arguments.has(key::target_is_zero);
+  request.copy.fua = request.target.cache.writethrough;
+  if (const std::string* text = arguments.last('S')) request.copy.sparse_size = sparse_size(*text);
+  if (const std::string* text = arguments.last('m')) {
+    request.copy.chunks_in_flight =
+        static_cast<unsigned>(number_argument(*text, "number of requests", 1, 16));
+  }
+  if (const std::string* text = arguments.last('r')) request.rate = size_argument(*text, "rate");
+  request.show_progress = arguments.has('p');
+  request.quiet = arguments.has('q');
+  return request;
+}
+
+// What is to be made, checked before anything is touched.
+struct Target {
+  CreationTypes types;
+  Value::Dict options;
+};
+
+Target plan_target(ImageSession& session, const Request& request) {
+  Target target;
+  target.types =
+      creation_types(session.context().drivers(), request.output_format, request.target.filename);
+  target.options = parse_creation_options(target.types, request.option_lists);
+  if (request.backing) target.options.set("backing_file", *request.backing);
+  if (request.backing_format) target.options.set("backing_fmt", *request.backing_format);
+  const bool has_backing = target.options.contains("backing_file");
+  if (has_backing && !target.types.format->supports_backing) {
+    throw Error(ENOTSUP, fmt::format("Format '{}' knows no backing files", request.output_format));
+  }
+  if (has_backing && !target.options.contains("backing_fmt")) {
+    fail("A backing file needs its format (-F or backing_fmt)");
+  }
+  if (has_backing && request.sources.size() > 1) {
+    fail("A backing file needs a single source");
+  }
+  return target;
+}
+
+// The node below the first one that stores data of its own: what an image with a backing file
+// leaves to it.
+const Node* base_of(const Child& source) {
+  const Node* node = &source.node();
+  while (const Child* filtered = node->filtered_child()) node = &filtered->node();
+  const Child* backing = node->backing_child();
+  return backing != nullptr ? &backing->node() : nullptr;
+}
+
+Task<void> make_target(ImageSession& session, const Request& request, Target target,
+                       std::uint64_t size) {
+  if (target.types.format->kind == DriverKind::format && request.copy.compressed &&
+      request.output_format == "raw") {
+    throw Error(ENOTSUP, "Format 'raw' knows no compression");
+  }
+  target.options.set("size", size);
+  co_await create_image(session.graph(), target.types, request.target.filename, size,
+                        std::move(target.options))
+      .context(request.target.filename);
+}
+
+Task<int> convert(ImageSession& session, const Request& request) {
+  std::optional<Target> target;
+  if (request.create) target = plan_target(session, request);
+  CopyRequest copying;
+  std::uint64_t size = 0;
+  for (const ImageArguments& source : request.sources) {
+    Child* root = co_await session.open(source);
+    copying.sources.push_back(root);
+    size += align_up(root->size(), 512);
+  }
+  const bool has_backing = target && target->options.contains("backing_file");
+  if (target) co_await make_target(session, request, std::move(*target), size);
+  Child* root = co_await session.open(request.target);
+  if (request.copy.compressed && !root->limits().can_compress) {
+    throw Error(ENOTSUP, fmt::format("{}: Format '{}' knows no compression",
+                                     request.target.filename, root->node().type().name));
+  }
+  if (root->size() < size) {
+    fail(fmt::format("{}: The target has {} bytes, fewer than the {} of the source",
+                     request.target.filename, root->size(), size));
+  }
+  copying.target = root;
+  if (has_backing) copying.base = base_of(*copying.sources.front());
+  copying.options = request.copy;
+  Progress progress({.show = request.show_progress, .quiet = request.quiet});
+  copying.on_progress = [&progress](const CopyProgress& state) {
+    const auto total = static_cast<double>(std::max<std::uint64_t>(1, state.total));
+    progress.set(static_cast<double>(state.done) / total, state.data_moved);
+  };
+  CopyControl control;
+  control.set_rate(request.rate);
+  copying.control = &control;
+  co_await copy(std::move(copying));
+  co_await root->flush();
+  co_await session.close(root);
+  progress.complete();
+  progress.end();
+  co_return 0;
+}
+
+int run(const Program& program, const Arguments& arguments) {
+  for (const Arguments::Option& option : arguments.options) {
+    if (option.key != 'o' || !asks_for_help(option.value)) continue;
+    DriverTable drivers;
+    std::optional<std::string> filename;
+    if (!arguments.operands.empty()) filename = arguments.operands.back();
+    print(creation_help(creation_types(drivers, arguments.value_or('O', "raw"), filename),
+                        filename.has_value()));
+    return 0;
+  }
+  const Request request = read_request(arguments);
+  ImageSession session(program);
+  return session.run(convert(session, request));
+}
+
+}  // namespace
+
+constexpr Subcommand convert_command = {"convert", "SRC... DST",
+                                        "copies images into one of another form", options, run};
+
+}  // namespace vise::tools

@@ -1,0 +1,179 @@
+#include "tools/img/image_info.h"
+
+#include <fmt/format.h>
+#include <sys/stat.h>
+
+#include <iterator>
+#include <optional>
+
+#include "graph/file_names.h"
+#include "tools/common/sizes.h"
+#include "tools/common/snapshot_list.h"
+#include "tools/common/specific.h"
+#include "vise/child.h"
+#include "vise/error.h"
+
+namespace vise::tools {
+
+namespace {
+
+// What the file system has given to the files of an image; its backing image not included.
+std::optional<std::uint64_t> allocated_bytes(const Node& node) {
+  if (node.type().kind == DriverKind::protocol) {
+    struct stat status = {};
+    const Value* path = node.full_options().find("filename");
+    if (path == nullptr || !path->is_string() || stat(path->as_string().c_str(), &status) != 0) {
+      return std::nullopt;
+    }
+    return static_cast<std::uint64_t>(status.st_blocks) * 512;
+  }
+  std::uint64_t sum = 0;
+  for (const Child* child : node.children()) {
+    if (child->role() == EdgeRole::backing) continue;
+    const std::optional<std::uint64_t> bytes = allocated_bytes(child->node());
+    if (!bytes) return std::nullopt;
+    sum += *bytes;
+  }
+  return sum;
+}
+
+bool is_remote_or_json(const std::string& name) {
+  return name.starts_with(json_prefix) || !protocol_prefix(name).empty();
+}
+
+void set_backing(Value::Dict& result, const Node& node, const DriverInfo& info) {
+  if (!info.backing_filename || info.backing_filename->empty()) return;
+  result.set("backing-filename", *info.backing_filename);
+  const std::string full = is_remote_or_json(*info.backing_filename)
+                               ? *info.backing_filename
+                               : resolve_relative(node.protocol_filename(), *info.backing_filename);
+  result.set("full-backing-filename", full);
+  if (info.backing_format && !info.backing_format->empty()) {
+    result.set("backing-filename-format", *info.backing_format);
+  }
+}
+
+// A protocol node always says what it is, even where it has nothing specific to tell.
+Value specific_of(const Node& node, DriverInfo& info) {
+  if (!info.format_specific.is_null()) return std::move(info.format_specific);
+  const std::string_view name = node.type().name;
+  if (name != "file" && name != "host_device") return {};
+  Value::Dict specific;
+  specific.set("type", name);
+  specific.set("data", Value::Dict());
+  return specific;
+}
+
+Task<Value::List> children_info(Node& node) {
+  Value::List result;
+  // The one attached last comes first.
+  for (auto child = node.children().rbegin(); child != node.children().rend(); ++child) {
+    if ((*child)->role() == EdgeRole::backing) continue;
+    Value::Dict entry;
+    entry.set("name", (*child)->name());
+    Value info = co_await image_info((*child)->node());
+    entry.set("info", std::move(info));
+    result.push_back(std::move(entry));
+  }
+  co_return result;
+}
+
+const Value* member(const Value& dict, std::string_view key) { return dict.as_dict().find(key); }
+
+std::string size_with_bytes(std::uint64_t bytes) {
+  return fmt::format("{} ({} bytes)", image_size_text(bytes), bytes);
+}
+
+std::string backing_text(const Value& info, const std::string& pad) {
+  const Value* stored = member(info, "backing-filename");
+  if (stored == nullptr) return {};
+  std::string text = fmt::format("{}backing file: {}", pad, stored->as_string());
+  const Value* full = member(info, "full-backing-filename");
+  if (full != nullptr && full->as_string() != stored->as_string()) {
+    text += fmt::format(" (actual path: {})", full->as_string());
+  }
+  text += "\n";
+  if (const Value* format = member(info, "backing-filename-format")) {
+    text += fmt::format("{}backing file format: {}\n", pad, format->as_string());
+  }
+  return text;
+}
+
+std::string disk_size_text(const Value& info) {
+  const Value* size = member(info, "actual-size");
+  return size != nullptr ? image_size_text(size->as_uint()) : "unavailable";
+}
+
+// A child without children of its own, and that is no image.
+std::string leaf_text(const Value& info, const std::string& pad) {
+  std::string text = fmt::format("{}filename: {}\n", pad, member(info, "filename")->as_string());
+  text += fmt::format("{}protocol type: {}\n", pad, member(info, "format")->as_string());
+  text += fmt::format("{}file length: {}\n", pad,
+                      size_with_bytes(member(info, "virtual-size")->as_uint()));
+  return text + fmt::format("{}disk size: {}\n", pad, disk_size_text(info));
+}
+
+std::string head_text(const Value& info, const std::string& pad) {
+  std::string text = fmt::format("{}image: {}\n", pad, member(info, "filename")->as_string());
+  const auto line = [&](std::string_view label, std::string_view value) {
+    fmt::format_to(std::back_inserter(text), "{}{}: {}\n", pad, label, value);
+  };
+  line("file format", member(info, "format")->as_string());
+  line("virtual size", size_with_bytes(member(info, "virtual-size")->as_uint()));
+  line("disk size", disk_size_text(info));
+  const Value* encrypted = member(info, "encrypted");
+  if (encrypted != nullptr && encrypted->as_bool()) line("encrypted", "yes");
+  if (const Value* size = member(info, "cluster-size")) {
+    line("cluster_size", fmt::format("{}", size->as_uint()));
+  }
+  const Value* dirty = member(info, "dirty-flag");
+  if (dirty != nullptr && dirty->as_bool()) line("cleanly shut down", "no");
+  return text;
+}
+
+}  // namespace
+
+Task<Value> image_info(Node& node) {
+  DriverInfo info = co_await node.driver().info();
+  Value::Dict result;
+  Value::List children = co_await children_info(node);
+  result.set("children", std::move(children));
+  result.set("virtual-size", node.size());
+  result.set("filename", node.filename());
+  result.set("format", node.type().name);
+  const std::optional<std::uint64_t> disk = allocated_bytes(node);
+  if (disk) result.set("actual-size", *disk);
+  if (info.encrypted) result.set("encrypted", true);
+  if (info.cluster_size > 0) result.set("cluster-size", info.cluster_size);
+  result.set("dirty-flag", info.dirty.value_or(false));
+  set_backing(result, node, info);
+  const bool has_snapshots = info.snapshots.is_list() && !info.snapshots.as_list().empty();
+  if (has_snapshots) result.set("snapshots", std::move(info.snapshots));
+  Value specific = specific_of(node, info);
+  if (!specific.is_null()) result.set("format-specific", std::move(specific));
+  co_return result;
+}
+
+std::string image_info_text(const Value& info, unsigned indent, const std::string& path) {
+  const std::string pad(indent, ' ');
+  std::string text = head_text(info, pad) + backing_text(info, pad);
+  if (const Value* snapshots = member(info, "snapshots")) {
+    text += snapshot_list_text(snapshots->as_list(), indent);
+  }
+  if (const Value* specific = member(info, "format-specific")) {
+    text += format_specific_text(*specific, indent);
+  }
+  for (const Value& child : member(info, "children")->as_list()) {
+    const std::string child_path = path + "/" + member(child, "name")->as_string();
+    const Value& child_info = *member(child, "info");
+    text += fmt::format("{}Child node '{}':\n", pad, child_path);
+    if (member(child_info, "children")->as_list().empty()) {
+      text += leaf_text(child_info, pad + "    ");
+    } else {
+      text += image_info_text(child_info, indent + 4, child_path);
+    }
+  }
+  return text;
+}
+
+}  // namespace vise::tools

@@ -1,0 +1,115 @@
+// vise-img measure.
+#include <fmt/format.h>
+
+#include <cerrno>
+#include <optional>
+#include <utility>
+
+#include "tools/common/creation.h"
+#include "tools/common/key_order.h"
+#include "tools/common/open.h"
+#include "tools/img/command.h"
+#include "util/json.h"
+#include "util/keyval.h"
+#include "vise/child.h"
+#include "vise/error.h"
+#include "vise/image_operations.h"
+
+namespace vise::tools {
+namespace {
+
+constexpr OptionSpec options[] = {
+    {key::size, "size", "SIZE", "measure an empty image of that size"},
+    {'O', "target-format", "FORMAT", "format of the new image, raw if not given"},
+    {'o', "options", "OPTIONS", "its creation options, key=value,…"},
+    {'l', "snapshot", "SNAPSHOT", "measure what a snapshot holds"},
+    {key::output, "output", "human|json", "how to print"},
+    {'f', "format", "FORMAT", "the image's format; else it is found out"},
+    {key::image_opts, "image-opts", nullptr, "FILE is an option string, key=value,…"},
+    {'U', "force-share", nullptr, "others may write the image meanwhile"},
+    {key::object, "object", "OBJECT", "an object such as a secret"},
+    {'h', "help", nullptr, "this help"},
+};
+
+struct Request {
+  std::optional<ImageArguments> image;
+  std::uint64_t size = 0;
+  std::string target_format;
+  std::vector<std::string> option_lists;
+  OutputFormat output = OutputFormat::human;
+};
+
+std::string human_text(const MeasureResult& result) {
+  std::string text = fmt::format("required size: {}\nfully allocated size: {}\n", result.required,
+                                 result.fully_allocated);
+  if (result.bitmaps) text += fmt::format("bitmaps size: {}\n", *result.bitmaps);
+  return text;
+}
+
+std::string json_text(const MeasureResult& result) {
+  Value::Dict dict;
+  if (result.bitmaps) dict.set("bitmaps", *result.bitmaps);
+  dict.set("required", result.required);
+  dict.set("fully-allocated", result.fully_allocated);
+  return json::print(in_printing_order(std::move(dict))) + "\n";
+}
+
+Task<int> measure(ImageSession& session, const Request& request) {
+  const CreationTypes types =
+      creation_types(session.context().drivers(), request.target_format, std::nullopt);
+  if (types.format->measure == nullptr) {
+    throw Error(ENOTSUP, fmt::format("Format '{}' cannot be measured", request.target_format));
+  }
+  MeasureRequest measured;
+  measured.size = request.size;
+  measured.options = parse_creation_options(types, request.option_lists);
+  if (request.image) {
+    Child* root = co_await session.open(*request.image);
+    measured.source = &root->node();
+    measured.size = root->size();
+  }
+  const MeasureResult result = co_await types.format->measure(measured);
+  print(request.output == OutputFormat::json ? json_text(result) : human_text(result));
+  co_return 0;
+}
+
+int run(const Program& program, const Arguments& arguments) {
+  refuse_objects(arguments);
+  expect_operands(arguments, 0, 1, "an image file name");
+  const bool has_file = !arguments.operands.empty();
+  const std::string* size = arguments.last(key::size);
+  if (has_file == (size != nullptr)) {
+    throw UsageError("Either --size or one image file name must be given");
+  }
+  const bool file_options =
+      arguments.has('f') || arguments.has('l') || arguments.has(key::image_opts);
+  if (!has_file && file_options) {
+    throw UsageError("-f, -l and --image-opts need an image file name");
+  }
+  if (arguments.has('l')) throw Error(ENOTSUP, "Snapshots (-l) cannot be measured yet");
+  Request request;
+  if (has_file) {
+    ImageArguments image;
+    image.filename = arguments.operands[0];
+    image.format = arguments.value_or('f', "");
+    image.image_opts = arguments.has(key::image_opts);
+    image.force_share = arguments.has('U');
+    request.image = std::move(image);
+  } else {
+    request.size = size_argument(*size, "image size");
+  }
+  request.target_format = arguments.value_or('O', "raw");
+  for (const Arguments::Option& option : arguments.options) {
+    if (option.key == 'o') request.option_lists.push_back(option.value);
+  }
+  request.output = output_format(arguments);
+  ImageSession session(program);
+  return session.run(measure(session, request));
+}
+
+}  // namespace
+
+constexpr Subcommand measure_command = {"measure", "[FILE]", "tells how large a new image would be",
+                                        options, run};
+
+}  // namespace vise::tools
