@@ -2,8 +2,11 @@
 #include <fmt/format.h>
 
 #include <cerrno>
+#include <cstdint>
 #include <cstdio>
+#include <optional>
 
+#include "qapi/qapi-types.h"
 #include "tools/common/key_order.h"
 #include "tools/common/open.h"
 #include "tools/img/command.h"
@@ -83,23 +86,23 @@ std::string human_text(const CheckResult& result) {
 }
 
 std::string json_text(const CheckResult& result, const Request& request, std::string_view format) {
-  Value::Dict dict;
-  dict.set("filename", request.image.filename);
-  dict.set("format", format);
-  dict.set("check-errors", result.check_errors);
-  const auto set = [&](std::string_view name, std::uint64_t count) {
-    if (count > 0) dict.set(name, count);
+  const auto unless_zero = [](std::uint64_t count) {
+    return count > 0 ? std::optional(static_cast<std::int64_t>(count)) : std::nullopt;
   };
-  set("image-end-offset", result.image_end_offset);
-  set("corruptions", result.corruptions);
-  set("leaks", result.leaks);
-  set("corruptions-fixed", result.corruptions_fixed);
-  set("leaks-fixed", result.leaks_fixed);
-  set("total-clusters", result.total_clusters);
-  set("allocated-clusters", result.allocated_clusters);
-  set("fragmented-clusters", result.fragmented_clusters);
-  set("compressed-clusters", result.compressed_clusters);
-  return json::print(in_printing_order(std::move(dict))) + "\n";
+  qapi::ImageCheck check;
+  check.filename = request.image.filename;
+  check.format = format;
+  check.check_errors = static_cast<std::int64_t>(result.check_errors);
+  check.image_end_offset = unless_zero(result.image_end_offset);
+  check.corruptions = unless_zero(result.corruptions);
+  check.leaks = unless_zero(result.leaks);
+  check.corruptions_fixed = unless_zero(result.corruptions_fixed);
+  check.leaks_fixed = unless_zero(result.leaks_fixed);
+  check.total_clusters = unless_zero(result.total_clusters);
+  check.allocated_clusters = unless_zero(result.allocated_clusters);
+  check.fragmented_clusters = unless_zero(result.fragmented_clusters);
+  check.compressed_clusters = unless_zero(result.compressed_clusters);
+  return json::print(in_printing_order(to_value(check))) + "\n";
 }
 
 Task<int> check(ImageSession& session, const Request& request) {

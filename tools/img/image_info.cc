@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "graph/file_names.h"
+#include "qapi/qapi-types.h"
 #include "tools/common/sizes.h"
 #include "tools/common/snapshot_list.h"
 #include "tools/common/specific.h"
@@ -53,15 +54,14 @@ void set_backing(Value::Dict& result, const Node& node, const DriverInfo& info) 
   }
 }
 
-// A protocol node always says what it is, even where it has nothing specific to tell.
+// A file always says what it is, even where it has nothing specific to tell.
 Value specific_of(const Node& node, DriverInfo& info) {
   if (!info.format_specific.is_null()) return std::move(info.format_specific);
-  const std::string_view name = node.type().name;
-  if (name != "file" && name != "host_device") return {};
-  Value::Dict specific;
-  specific.set("type", name);
-  specific.set("data", Value::Dict());
-  return specific;
+  if (node.type().name != "file") return {};
+  qapi::ImageInfoSpecific specific;
+  specific.type = qapi::ImageInfoSpecificKind::file;
+  specific.branch = qapi::ImageInfoSpecificFileWrapper();
+  return to_value(specific);
 }
 
 Task<Value::List> children_info(Node& node) {

@@ -5,6 +5,7 @@
 #include <optional>
 #include <utility>
 
+#include "qapi/qapi-types.h"
 #include "tools/common/creation.h"
 #include "tools/common/key_order.h"
 #include "tools/common/open.h"
@@ -47,11 +48,11 @@ std::string human_text(const MeasureResult& result) {
 }
 
 std::string json_text(const MeasureResult& result) {
-  Value::Dict dict;
-  if (result.bitmaps) dict.set("bitmaps", *result.bitmaps);
-  dict.set("required", result.required);
-  dict.set("fully-allocated", result.fully_allocated);
-  return json::print(in_printing_order(std::move(dict))) + "\n";
+  qapi::BlockMeasureInfo info;
+  info.required = static_cast<std::int64_t>(result.required);
+  info.fully_allocated = static_cast<std::int64_t>(result.fully_allocated);
+  if (result.bitmaps) info.bitmaps = static_cast<std::int64_t>(*result.bitmaps);
+  return json::print(in_printing_order(to_value(info))) + "\n";
 }
 
 Task<int> measure(ImageSession& session, const Request& request) {
