@@ -5,6 +5,7 @@
 
 namespace vise {
 
+extern const DriverType qcow2_driver;
 extern const DriverType raw_driver;
 
 }  // namespace vise

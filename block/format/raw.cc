@@ -43,6 +43,7 @@ class RawDriver final : public Driver {
     Limits limits = file_->limits();
     limits.cluster_size = 0;
     limits.can_compress = false;
+    if (window_.size) limits.growable = false;
     if (probing_ != nullptr && limits.write_alignment < sector) limits.write_alignment = sector;
     return limits;
   }
@@ -63,8 +64,10 @@ class RawDriver final : public Driver {
 
   Task<void> write(GuestOffset offset, ConstIoVec data, WriteFlags flags) override {
     if (probing_ != nullptr && offset.bytes() < sector) check_first_sector(data);
-    const std::uint64_t valid = size() - offset.bytes();
-    return file_->write(host(offset), data.first(std::min(data.size(), valid)), flags);
+    // The last unit of a size that is no multiple of the alignment may reach past it.
+    std::uint64_t length = data.size();
+    if (!limits().growable) length = std::min(length, size() - offset.bytes());
+    return file_->write(host(offset), data.first(length), flags);
   }
 
   Task<void> write_zeroes(GuestRange range, ZeroFlags flags) override {

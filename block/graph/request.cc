@@ -35,6 +35,16 @@ void check_inside(const Node& node, GuestRange range) {
   }
 }
 
+// Formats append to their files: where the node can grow and the edge may resize, a write may reach
+// past the end.
+void check_inside_or_growing(const Child& edge, GuestRange range) {
+  const Node& node = edge.node();
+  if (range.ends_by(node.size())) [[likely]] return;
+  const bool grows = node.tracking().limits.growable && range.ends_by(INT64_MAX) &&
+                     edge.permissions().uses.has(Permission::resize);
+  if (!grows) throw_outside(node, range);
+}
+
 [[noreturn]] void throw_not_permitted(const Child& edge, const char* what) {
   const Node& node = edge.node();
   if (node.read_only()) throw Error(EROFS, fmt::format("Node '{}' is read-only", node.name()));
@@ -145,7 +155,7 @@ Task<void> Child::write(GuestOffset offset, ConstIoVec data, WriteFlags flags) {
   const EffectiveLimits& limits = tracking.effective;
   GuestRange range{offset, data.size()};
   check_may_write(*this, flags.unchanged);
-  check_inside(node, range);
+  check_inside_or_growing(*this, range);
   if (range.empty()) co_return;
   if (node.options().detect_zeroes != DetectZeroes::off) {
     const bool zero = co_await reads_as_zero(node.graph().context(), data);
@@ -163,7 +173,7 @@ Task<void> Child::write(GuestOffset offset, ConstIoVec data, WriteFlags flags) {
   TrackedRequest request(*this, whole_units ? range : range.align_out(limits.write_alignment),
                          Change::content, serialising ? Serialising::yes : Serialising::no);
   while (TrackedRequest* older = request.blocker()) co_await older->finished(request);
-  check_inside(node, range);  // what was waited for may have been a truncate()
+  check_inside_or_growing(*this, range);  // what was waited for may have been a truncate()
 
   const bool flush_after = flags.fua && !tracking.limits.native_fua;
   if (flush_after) flags.fua = false;
@@ -199,7 +209,7 @@ Task<void> Child::write_zeroes(GuestRange range, ZeroFlags flags) {
   const Node::Tracking& tracking = node.tracking();
   const EffectiveLimits& limits = tracking.effective;
   check_may_write(*this, false);
-  check_inside(node, range);
+  check_inside_or_growing(*this, range);
   if (range.empty()) co_return;
 
   const bool whole_units =
@@ -209,7 +219,7 @@ Task<void> Child::write_zeroes(GuestRange range, ZeroFlags flags) {
   TrackedRequest request(*this, range.align_out(limits.write_alignment), Change::content,
                          serialising ? Serialising::yes : Serialising::no);
   while (TrackedRequest* older = request.blocker()) co_await older->finished(request);
-  check_inside(node, range);
+  check_inside_or_growing(*this, range);
 
   if (!node.options().discard_unmap) flags.may_unmap = false;
   const bool flush_after = flags.fua && !tracking.limits.native_fua;

@@ -29,7 +29,8 @@ Limits FileDriver::limits() const {
   return {.request_alignment = alignment_.request,
           .memory_alignment = alignment_.memory,
           .can_zero = kind_ != Kind::character && (can_zero_range_ || can_punch_hole_),
-          .can_discard = kind_ != Kind::character && can_punch_hole_};
+          .can_discard = kind_ != Kind::character && can_punch_hole_,
+          .growable = kind_ == Kind::regular};
 }
 
 Task<Extent> FileDriver::map(GuestRange range, MapMode mode) {

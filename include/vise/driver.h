@@ -49,6 +49,7 @@ struct Limits {
   bool native_fua = false;              // write() and write_zeroes() honour fua; else it is emulated
   bool can_zero = false;                // write_zeroes() works; else zeros are written as data
   bool can_discard = false;             // discard() does something
+  bool growable = false;                // writes past size() make it larger (a file's do)
   bool can_compress = false;            // write() understands WriteFlags::compressed
   Codec codec = Codec::deflate;         // with can_compress: how they are stored
 };

@@ -77,7 +77,7 @@ class Node : public std::enable_shared_from_this<Node> {
   std::size_t requests_in_flight() const;
 
   struct Tracking;  // of requests in flight: block/graph/tracking.h
-  Tracking& tracking() { return *tracking_; }
+  Tracking& tracking() const { return *tracking_; }
 
  private:
   friend class Child;

@@ -1,0 +1,291 @@
+// Opening, closing and describing a qcow2 node.
+#include "format/qcow2/qcow2.h"
+
+#include <algorithm>
+#include <bit>
+#include <cassert>
+#include <cerrno>
+
+#include <fmt/format.h>
+
+#include "util/driver_options.h"
+#include "vise/context.h"
+#include "vise/error.h"
+#include "vise/util/endian.h"
+
+namespace vise::qcow2 {
+
+namespace {
+
+constexpr std::uint64_t first_read = 64u << 10;  // bytes; holds the header of most images
+
+constexpr std::uint64_t default_l2_slice_size = 16u << 10;  // bytes
+// Fewer cached slices than one request touches would only make it read them again and again.
+constexpr std::uint64_t smallest_cache = 64u << 10;  // bytes
+
+Settings read_settings(OpenContext& context) {
+  const auto options = read_options<qapi::BlockdevOptionsQcow2>(context);
+  if (options.overlap_check) throw Error(ENOTSUP, "option overlap-check is not supported");
+  if (options.cache_clean_interval.value_or(0) != 0) {
+    throw Error(ENOTSUP, "option cache-clean-interval is not supported");
+  }
+  const auto total = options.cache_size;
+  const auto l2 = options.l2_cache_size;
+  const auto counts = options.refcount_cache_size;
+  if (total && ((l2 && *l2 > *total) || (counts && *counts > *total) ||
+                (l2 && counts && *l2 + *counts > *total))) {
+    throw Error(EINVAL, "l2-cache-size and refcount-cache-size may not exceed cache-size");
+  }
+  Settings settings;
+  if (counts) settings.refcount_cache_size = *counts;
+  if (l2) {
+    settings.l2_cache_size = *l2;
+  } else if (total) {
+    if (!counts) settings.refcount_cache_size = std::min(settings.refcount_cache_size, *total / 4);
+    settings.l2_cache_size = *total - settings.refcount_cache_size;
+  }
+  settings.l2_cache_size = std::max(settings.l2_cache_size, smallest_cache);
+  settings.refcount_cache_size = std::max(settings.refcount_cache_size, smallest_cache);
+  settings.l2_slice_size = options.l2_cache_entry_size.value_or(0);
+  settings.pass_discard_request =
+      options.pass_discard_request.value_or(context.node_options().discard_unmap);
+  settings.pass_discard_other = options.pass_discard_other.value_or(false);
+  settings.discard_no_unref = options.discard_no_unref.value_or(false);
+  return settings;
+}
+
+void check_slice_size(const Settings& settings, const Header& header) {
+  const std::uint64_t size = settings.l2_slice_size;
+  if (size < 512 || size > header.cluster_size() || !std::has_single_bit(size)) {
+    throw Error(EINVAL,
+                fmt::format("l2-cache-entry-size is {}, but must be a power of two from 512 "
+                            "to the cluster size, {}",
+                            size, header.cluster_size()));
+  }
+}
+
+Task<Header> read_header(Child& file, Header::Purpose purpose) {
+  Buffer start(std::min(file.size(), first_read));
+  co_await read_padded(file, HostOffset(0), start.span());
+  // The cluster size is at offset 20; decode() checks it, this only decides how much to read.
+  if (start.size() >= 24) {
+    const auto bits = load_be<std::uint32_t>(start.data() + 20);
+    if (bits > 16 && bits <= 21 && file.size() > start.size()) {
+      Buffer more(std::min(file.size(), std::uint64_t{1} << bits));
+      co_await read_padded(file, HostOffset(0), more.span());
+      start = std::move(more);
+    }
+  }
+  co_return Header::decode(start.span(), purpose);
+}
+
+}  // namespace
+
+int probe(std::span<const std::byte> head) {
+  constexpr std::uint32_t magic = 0x514649fb;
+  if (head.size() < 8 || load_be<std::uint32_t>(head.data()) != magic) return 0;
+  return load_be<std::uint32_t>(head.data() + 4) >= 2 ? 100 : 0;
+}
+
+Qcow2::Qcow2(Context& context, Header header, const Settings& settings, std::unique_ptr<Child> file,
+             bool read_only)
+    : context_(context),
+      header_(std::move(header)),
+      geometry_(header_),
+      settings_(settings),
+      file_(std::move(file)),
+      read_only_(read_only),
+      refcounts_(header_, *file_, settings.refcount_cache_size),
+      space_(header_, geometry_, refcounts_, *file_, flights_, rules_),
+      mapping_(header_, geometry_, *file_, space_, settings.l2_slice_size, settings.l2_cache_size),
+      packer_(*file_),
+      decoded_(settings.decoded_cache_size) {
+  space_.discards_on_request = settings.pass_discard_request;
+  space_.discards_on_overwrite = settings.pass_discard_other;
+  space_.on_freed = [this](HostRange range) {
+    mapping_.cache().forget(range);
+    decoded_.forget(range);
+  };
+  tickets_.on_change = [this] {
+    if (!tickets_.next_is_appending()) packer_.send();
+  };
+}
+
+Qcow2::~Qcow2() { assert(!file_ && "close() the image before it goes"); }
+
+Task<std::unique_ptr<Driver>> Qcow2::open(OpenContext& context) {
+  const NodeOptions& node = context.node_options();
+  std::unique_ptr<Child> file = co_await context.open_child("file", EdgeRole::storage);
+  std::unique_ptr<Qcow2> image;
+  std::exception_ptr failure;
+  try {
+    const auto purpose =
+        node.purpose == OpenPurpose::check ? Header::Purpose::check : Header::Purpose::normal;
+    Header header = co_await read_header(*file, purpose);
+    if (header.crypt_method != 0 && node.purpose == OpenPurpose::io) {
+      throw Error(ENOTSUP, header.crypt_method == 1
+                               ? "the image is encrypted (AES), which is not supported"
+                               : "the image is encrypted (LUKS), which is not supported");
+    }
+    const bool corrupt = (header.incompatible_features & incompatible::corrupt) != 0;
+    if (corrupt && !node.read_only && node.purpose == OpenPurpose::io) {
+      throw Error(EACCES,
+                  "the image is marked corrupt and can only be opened read-only until it "
+                  "has been repaired");
+    }
+    Settings settings = read_settings(context);
+    if (settings.l2_slice_size == 0) {
+      settings.l2_slice_size = std::min(default_l2_slice_size, header.cluster_size());
+    }
+    check_slice_size(settings, header);
+    image.reset(
+        new Qcow2(context.context(), std::move(header), settings, std::move(file), node.read_only));
+    co_await image->open_children(context);
+    co_await image->load(node.purpose);
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  if (failure) {
+    if (image) {
+      co_await image->release_children();
+    } else if (file) {
+      co_await file->detach();
+    }
+    std::rethrow_exception(failure);
+  }
+  co_return image;
+}
+
+Task<void> Qcow2::open_children(OpenContext& context) {
+  const bool io = context.node_options().purpose == OpenPurpose::io;
+  if (header_.has_data_file() && io) {
+    OpenRequest request;
+    request.filename = header_.data_file_name;
+    request.format = "file";
+    std::unique_ptr<Child> child =
+        co_await context.open_child("data-file", EdgeRole::data_file, std::move(request));
+    data_file_ = std::move(child);
+  }
+  const Value* chosen = context.options().find("backing");
+  const bool none = chosen != nullptr &&
+                    (chosen->is_null() || (chosen->is_string() && chosen->as_string().empty()));
+  if (none) context.options().erase("backing");
+  const bool wanted = chosen != nullptr ? !none : !header_.backing_name.empty();
+  if (wanted && context.open_backing()) {
+    OpenRequest request;
+    request.filename = header_.backing_name;
+    request.format = header_.backing_format;
+    std::unique_ptr<Child> child =
+        co_await context.open_child("backing", EdgeRole::backing, std::move(request));
+    backing_ = std::move(child);
+  }
+}
+
+Task<void> Qcow2::load(OpenPurpose purpose) {
+  if (purpose == OpenPurpose::check) co_return;  // looks at the disk itself
+  co_await mapping_.load().context("L1 table");
+  co_await refcounts_.load().context("refcount table");
+  if (read_only_ || purpose != OpenPurpose::io) co_return;
+  co_await prepare_for_writing();
+}
+
+// What a writer owes the image before it changes anything.
+Task<void> Qcow2::prepare_for_writing() {
+  if ((header_.incompatible_features & incompatible::dirty) != 0) {
+    co_await repair_dirty().context("repairing the image, which was not closed cleanly");
+  }
+  // A table whose clusters count as free would be given out as space and overwritten.
+  for (const HostRange& table :
+       {HostRange{HostOffset(0), 1}, header_.l1_table(), header_.refcount_table()}) {
+    if (table.empty()) continue;
+    const std::uint64_t last = (table.end() - 1).bytes() >> geometry_.cluster_bits;
+    for (std::uint64_t c = table.start.bytes() >> geometry_.cluster_bits; c <= last; ++c) {
+      const std::uint64_t count = co_await refcounts_.get(c);
+      if (count == 0) {
+        throw Error(EIO, fmt::format("the image is corrupt: host cluster {} holds metadata but "
+                                     "counts as free",
+                                     c));
+      }
+    }
+  }
+  constexpr std::uint64_t known = autoclear::bitmaps | autoclear::raw_data_file;
+  if ((header_.autoclear_features & ~known) != 0) {
+    co_await write_autoclear(header_.autoclear_features & known);
+  }
+}
+
+Task<void> Qcow2::write_autoclear(std::uint64_t features) {
+  Buffer field(8);
+  store_be(field.data(), features);
+  co_await file_->write(HostOffset(88), ConstIoVec(field.span()));
+  co_await file_->flush();
+  header_.autoclear_features = features;
+}
+
+// Dirty bitmaps in the image are not kept up to date, so they must not be trusted any more.
+Task<void> Qcow2::begin_change() {
+  if ((header_.autoclear_features & autoclear::bitmaps) != 0) {
+    co_await write_autoclear(header_.autoclear_features & ~autoclear::bitmaps);
+  }
+}
+
+Limits Qcow2::limits() const {
+  Limits limits;
+  limits.cluster_size = geometry_.cluster_size;
+  limits.zero_alignment = geometry_.cluster_size;
+  limits.discard_alignment = geometry_.cluster_size;
+  limits.can_zero = true;
+  limits.can_discard = true;
+  limits.can_compress = !geometry_.data_file;
+  return limits;
+}
+
+Task<void> Qcow2::reopen(bool read_only) {
+  if (read_only == read_only_) co_return;
+  if (read_only) {
+    co_await settle();
+    read_only_ = true;
+    co_return;
+  }
+  read_only_ = false;
+  std::exception_ptr failure;
+  try {
+    co_await prepare_for_writing();
+  } catch (...) {
+    failure = std::current_exception();
+    read_only_ = true;
+  }
+  if (failure) std::rethrow_exception(failure);
+}
+
+// Everything to the disk, freed space included; nothing is in flight.
+Task<void> Qcow2::settle() {
+  co_await packer_.idle();
+  co_await commit();
+  while (refcounts_.is_dirty()) {
+    co_await space_.reclaim();
+    co_await commit_counts();
+  }
+}
+
+Task<void> Qcow2::release_children() {
+  if (backing_) co_await backing_->detach();
+  if (data_file_) co_await data_file_->detach();
+  co_await file_->detach();
+  backing_.reset();
+  data_file_.reset();
+  file_.reset();
+}
+
+Task<void> Qcow2::close() {
+  std::exception_ptr failure;
+  try {
+    if (!read_only_) co_await settle();
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  co_await release_children();
+  if (failure) std::rethrow_exception(failure);
+}
+
+}  // namespace vise::qcow2

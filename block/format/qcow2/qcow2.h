@@ -1,0 +1,171 @@
+// The qcow2 driver. Each file holds one idea:
+//   header, create, check, info …   the format's structures and operations on whole images
+//   descriptor, mapping, table_cache   from guest clusters to L2 entries
+//   refcounts, space, order            who owns what, where the next cluster goes, who goes first
+//   read, write, write_compressed, zero, resize   the data paths
+//   commit                             the order in which metadata reaches the disk
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "format/qcow2/decoded_cache.h"
+#include "format/qcow2/descriptor.h"
+#include "format/qcow2/header.h"
+#include "format/qcow2/mapping.h"
+#include "format/qcow2/order.h"
+#include "format/qcow2/packer.h"
+#include "format/qcow2/refcounts.h"
+#include "format/qcow2/space.h"
+#include "vise/child.h"
+#include "vise/driver.h"
+#include "vise/graph.h"
+#include "vise/image_operations.h"
+#include "vise/sync.h"
+
+namespace vise::qcow2 {
+
+struct Settings {
+  std::uint64_t l2_cache_size = 8u << 20;        // bytes
+  std::uint64_t refcount_cache_size = 2u << 20;  // bytes
+  std::uint64_t decoded_cache_size = 32u << 20;  // bytes
+  std::uint64_t l2_slice_size = 0;               // bytes, at most a cluster
+  bool pass_discard_request = false;
+  bool pass_discard_other = false;
+  bool discard_no_unref = false;
+};
+
+class Qcow2 : public Driver, public Checkable {
+ public:
+  static Task<std::unique_ptr<Driver>> open(OpenContext& context);
+  ~Qcow2() override;
+
+  std::uint64_t size() const override { return header_.virtual_size; }
+  Limits limits() const override;
+  Task<Extent> map(GuestRange range, MapMode mode) override;
+  Task<void> read(GuestOffset offset, IoVec data) override;
+  Task<void> write(GuestOffset offset, ConstIoVec data, WriteFlags flags) override;
+  Task<void> write_zeroes(GuestRange range, ZeroFlags flags) override;
+  Task<void> discard(GuestRange range) override;
+  Task<void> flush() override;
+  Task<void> truncate(std::uint64_t size, TruncateOptions options) override;
+  Task<std::optional<EncodedExtent>> read_encoded(GuestOffset offset) override;
+  Task<bool> write_encoded(GuestOffset offset, const EncodedExtent& extent,
+                           WriteFlags flags) override;
+  Task<DriverInfo> info() override;
+  Task<void> reopen(bool read_only) override;
+  Task<void> close() override;
+  Task<CheckResult> check(CheckRequest request) override;
+
+  const Header& header() const { return header_; }
+  /// For the crash tests alone: takes out a rule to see that they notice.
+  OrderRules& order_rules() { return rules_; }
+
+ private:
+  Qcow2(Context& context, Header header, const Settings& settings, std::unique_ptr<Child> file,
+        bool read_only);
+
+  Child& data() const { return data_file_ ? *data_file_ : *file_; }
+  /// The guest offset where `cluster` ends, or the disk if that is earlier.
+  GuestOffset cluster_end(std::uint64_t cluster) const;
+  Task<void> open_children(OpenContext& context);
+  Task<void> release_children();
+  Task<void> load(OpenPurpose purpose);
+  Task<void> prepare_for_writing();
+  Task<void> repair_dirty();
+  Task<void> write_autoclear(std::uint64_t features);
+  Task<void> begin_change();
+  Task<void> settle();
+  void require_writable() const;
+
+  // read.cc: a stretch of one kind, at most as long as asked for.
+  struct Run {
+    Extent::Kind kind = Extent::Kind::zero;
+    std::uint64_t length = 0;
+    std::optional<HostOffset> host;      // data: where; zero: if space is owned
+    std::vector<Descriptor> compressed;  // of each cluster touched
+  };
+  Task<Run> find_run(GuestRange range);
+  bool extend_run(Run& run, const Descriptor& descriptor, GuestOffset at,
+                  std::uint64_t length) const;
+  Task<void> read_range(GuestOffset offset, IoVec data);
+  Task<void> read_run(Run run, GuestOffset offset, IoVec data);
+  Task<void> read_backing(GuestOffset offset, IoVec data);
+
+  // read_compressed.cc
+  Task<void> read_compressed(std::vector<Descriptor> clusters, GuestOffset offset, IoVec data);
+  Task<void> read_group(std::span<const Descriptor> clusters, IoVec data);
+  Task<void> read_part(Descriptor cluster, std::uint64_t offset_in_cluster, IoVec data);
+  Task<Buffer> decode_cluster(Descriptor cluster);
+
+  // write.cc
+  struct Piece;
+  bool try_in_place(GuestOffset offset, std::uint64_t length, HostOffset* host);
+  Task<void> write_allocating(GuestOffset offset, ConstIoVec data);
+  Task<std::vector<Descriptor>> descriptors(std::uint64_t first, std::uint64_t count);
+  std::vector<Piece> plan_pieces(GuestRange range, std::span<const Descriptor> old) const;
+  Task<void> allocate_pieces(std::vector<Piece>& pieces);
+  Task<void> write_piece(const Piece& piece, GuestOffset offset, ConstIoVec data);
+  Task<void> link_piece(const Piece& piece, GuestRange range);
+  GuestRange copy_bounds(const Piece& piece, GuestRange written) const;
+
+  // write_compressed.cc
+  struct StoredCluster;
+  class CompressJob;
+  Task<void> write_compressed(GuestOffset offset, ConstIoVec data, int level);
+  Task<void> store(std::uint64_t first, std::span<StoredCluster> clusters,
+                   TicketQueue::Ticket& ticket);
+  Task<void> place(std::uint64_t first, std::span<StoredCluster> clusters,
+                   Packer::Receipt& receipt);
+
+  // zero.cc
+  enum class Clearing { zero, zero_unmap, discard, discard_fully };
+  Task<void> clear(GuestRange range, Clearing clearing);
+  Task<void> clear_stretch(std::uint64_t first, std::uint64_t count, Clearing clearing);
+  std::optional<Descriptor> cleared(const Descriptor& old, Clearing clearing) const;
+
+  // resize.cc
+  Task<void> grow(std::uint64_t size);
+  Task<void> grow_l1(std::uint64_t entries);
+  Task<void> zero_tail(std::uint64_t from, std::uint64_t backing_end);
+  Task<void> shrink(std::uint64_t size);
+  Task<void> write_size(std::uint64_t size);
+
+  // commit.cc
+  Task<void> commit();
+  Task<void> commit_now();
+  Task<void> commit_counts();
+  Task<void> commit_if_due();
+
+  Context& context_;
+  Header header_;
+  Geometry geometry_;
+  Settings settings_;
+  OrderRules rules_;
+  std::unique_ptr<Child> file_;
+  std::unique_ptr<Child> data_file_;  // null: the data is in file_
+  std::unique_ptr<Child> backing_;    // null: none
+  bool read_only_;
+
+  FlightRegister flights_;
+  TicketQueue tickets_;
+  RangeLocks locks_;
+  Refcounts refcounts_;
+  Space space_;
+  Mapping mapping_;
+  Packer packer_;
+  DecodedCache decoded_;
+
+  // Protects the sequence of a commit; taken with nothing else held but range locks and flights.
+  AsyncMutex commit_mutex_;
+  std::uint64_t commits_wanted_ = 0;   // counts calls of commit()
+  std::uint64_t commits_covered_ = 0;  // calls that a finished commit has served
+  bool commit_due_running_ = false;
+};
+
+/// DriverType::probe.
+int probe(std::span<const std::byte> head);
+
+}  // namespace vise::qcow2

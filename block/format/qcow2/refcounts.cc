@@ -1,0 +1,295 @@
+// Reading and changing reference counts, and making room for more of them.
+#include "format/qcow2/refcounts.h"
+
+#include <algorithm>
+#include <cassert>
+#include <cerrno>
+
+#include <fmt/format.h>
+
+#include "format/qcow2/refcount_packing.h"
+#include "vise/error.h"
+#include "vise/util/checked.h"
+#include "vise/util/endian.h"
+
+namespace vise::qcow2 {
+
+namespace {
+
+constexpr std::uint64_t block_offset_mask = ~std::uint64_t{511};
+constexpr std::uint64_t most_table_bytes = 8u << 20;  // the format's limit as every reader has it
+
+std::uint64_t slice_size_for(const Header& header) {
+  return std::min<std::uint64_t>(header.cluster_size(), 16384);
+}
+
+}  // namespace
+
+Refcounts::Refcounts(Header& header, Child& file, std::uint64_t cache_size)
+    : header_(header), file_(file), cache_(file, slice_size_for(header), cache_size) {}
+
+Task<void> Refcounts::load() {
+  const HostRange range = header_.refcount_table();
+  Buffer bytes(range.length);
+  co_await read_padded(file_, range.start, bytes.span());
+  table_.resize(range.length / 8);
+  for (std::size_t i = 0; i < table_.size(); ++i) {
+    table_[i] = load_be<std::uint64_t>(bytes.data() + i * 8) & block_offset_mask;
+  }
+}
+
+HostOffset Refcounts::block_of(std::uint64_t cluster) const {
+  const std::uint64_t index = cluster / entries_per_block();
+  if (index >= table_.size()) return HostOffset(0);
+  const HostOffset block(table_[index]);
+  if (!block.is_aligned(header_.cluster_size())) {
+    throw Error(EIO, fmt::format("the image is corrupt: refcount block {} lies at {:#x}, which is "
+                                 "not cluster-aligned",
+                                 index, block.bytes()));
+  }
+  return block;
+}
+
+HostOffset Refcounts::slice_of(HostOffset block, std::uint64_t cluster,
+                               std::uint64_t* index) const {
+  const std::uint64_t per_slice = cache_.slice_size() * 8 >> header_.refcount_order;
+  const std::uint64_t in_block = cluster % entries_per_block();
+  *index = in_block % per_slice;
+  return block + in_block / per_slice * cache_.slice_size();
+}
+
+std::uint64_t Refcounts::load_count(const std::byte* slice, std::uint64_t index) const {
+  return load_refcount(slice, header_.refcount_order, index);
+}
+
+void Refcounts::store_count(std::byte* slice, std::uint64_t index, std::uint64_t count) const {
+  store_refcount(slice, header_.refcount_order, index, count);
+}
+
+Task<std::uint64_t> Refcounts::get(std::uint64_t cluster) {
+  const HostOffset block = block_of(cluster);
+  if (block.bytes() == 0) co_return 0;
+  std::uint64_t index = 0;
+  const HostOffset offset = slice_of(block, cluster, &index);
+  TableCache::Ref slice = co_await cache_.get(offset);
+  co_return load_count(slice.data(), index);
+}
+
+Task<void> Refcounts::increase(std::uint64_t cluster) {
+  for (;;) {
+    const HostOffset block = block_of(cluster);
+    if (block.bytes() != 0) {
+      std::uint64_t index = 0;
+      const HostOffset offset = slice_of(block, cluster, &index);
+      TableCache::Ref slice = co_await cache_.get(offset);
+      const std::uint64_t count = load_count(slice.data(), index);
+      if (count >= max_count()) {
+        throw Error(EFBIG, fmt::format("host cluster {} has the highest reference count that {} "
+                                       "bits can hold",
+                                       cluster, header_.refcount_bits()));
+      }
+      store_count(slice.data(), index, count + 1);
+      cache_.mark_dirty(slice);
+      co_return;
+    }
+    co_await add_block(cluster);
+  }
+}
+
+Task<bool> Refcounts::try_increase(std::uint64_t cluster) {
+  const HostOffset block = block_of(cluster);
+  if (block.bytes() == 0) co_return false;
+  std::uint64_t index = 0;
+  const HostOffset offset = slice_of(block, cluster, &index);
+  TableCache::Ref slice = co_await cache_.get(offset);
+  const std::uint64_t count = load_count(slice.data(), index);
+  if (count == 0 || count >= max_count()) co_return false;
+  store_count(slice.data(), index, count + 1);
+  cache_.mark_dirty(slice);
+  co_return true;
+}
+
+Task<std::optional<std::uint64_t>> Refcounts::decrease(std::uint64_t cluster) {
+  const HostOffset block = block_of(cluster);
+  if (block.bytes() == 0) co_return std::nullopt;
+  std::uint64_t index = 0;
+  const HostOffset offset = slice_of(block, cluster, &index);
+  TableCache::Ref slice = co_await cache_.get(offset);
+  const std::uint64_t count = load_count(slice.data(), index);
+  if (count == 0) co_return std::nullopt;
+  store_count(slice.data(), index, count - 1);
+  cache_.mark_dirty(slice);
+  co_return count - 1;
+}
+
+Task<std::uint64_t> Refcounts::take_run(std::uint64_t first, std::uint64_t most) {
+  const HostOffset block = block_of(first);
+  if (block.bytes() == 0) co_return 0;
+  std::uint64_t index = 0;
+  const HostOffset offset = slice_of(block, first, &index);
+  TableCache::Ref slice = co_await cache_.get(offset);
+  co_return take_zeroes(slice, index, most);
+}
+
+std::uint64_t Refcounts::take_zeroes(TableCache::Ref& slice, std::uint64_t index,
+                                     std::uint64_t most) {
+  const std::uint64_t per_slice = cache_.slice_size() * 8 >> header_.refcount_order;
+  std::uint64_t count = 0;
+  while (index < per_slice && count < most && load_count(slice.data(), index) == 0) {
+    store_count(slice.data(), index, 1);
+    ++index, ++count;
+  }
+  if (count > 0) cache_.mark_dirty(slice);
+  return count;
+}
+
+Task<Refcounts::Run> Refcounts::take_free(std::uint64_t most) {
+  const std::uint64_t per_slice = cache_.slice_size() * 8 >> header_.refcount_order;
+  for (;;) {
+    const std::uint64_t from = scan_;
+    const HostOffset block = block_of(from);
+    if (block.bytes() == 0) {
+      co_await add_block(from);
+      continue;
+    }
+    std::uint64_t index = 0;
+    const HostOffset offset = slice_of(block, from, &index);
+    TableCache::Ref slice = co_await cache_.get(offset);
+    if (scan_ != from) continue;  // somebody else took clusters, or gave some back, meanwhile
+
+    while (index < per_slice && load_count(slice.data(), index) != 0) ++index, ++scan_;
+    if (index == per_slice) continue;
+    const std::uint64_t first = scan_;
+    // Host offsets end at 2^56, where the bits of an L2 entry do.
+    if (first >= std::uint64_t{1} << (56 - header_.cluster_bits)) {
+      throw Error(EFBIG, "the image file has reached the largest size the format can address");
+    }
+    const std::uint64_t count = take_zeroes(slice, index, most);
+    scan_ += count;
+    co_return Run{first, count};
+  }
+}
+
+// The new block is the first cluster of the range it covers that is asked for: nothing there can
+// be in use, since there were no counts, and the block describes itself.
+Task<void> Refcounts::add_block(std::uint64_t cluster) {
+  const std::uint64_t table_index = cluster / entries_per_block();
+  if (table_index >= table_.size()) {
+    co_await grow_table(cluster);
+    co_return;
+  }
+  if (table_[table_index] != 0) co_return;
+  const HostOffset block(cluster << header_.cluster_bits);
+  table_[table_index] = block.bytes();
+  for (std::uint64_t at = 0; at < header_.cluster_size(); at += cache_.slice_size()) {
+    cache_.insert_zeroed(block + at);
+  }
+  unhooked_.push_back({table_index, block});
+  std::uint64_t index = 0;
+  const HostOffset offset = slice_of(block, cluster, &index);
+  TableCache::Ref slice = cache_.try_get(offset);
+  assert(slice);  // just inserted, and dirty slices stay
+  store_count(slice.data(), index, 1);
+  cache_.mark_dirty(slice);
+}
+
+// A larger table goes to where the old one ends to cover, since nothing can be in use there:
+// [new table][blocks that count the table and themselves]. All of it is stable before the header
+// names it, and only then does memory change, so that a failure leaves everything as it was.
+Task<void> Refcounts::grow_table(std::uint64_t cluster) {
+  // Protects the growth as a whole; innermost lock, nothing else is waited for under it but I/O.
+  AsyncMutex::Guard guard = co_await growth_.lock();
+  if (cluster / entries_per_block() < table_.size()) co_return;  // somebody else's growth did it
+
+  const GrownTable plan = plan_growth(cluster);
+  // Blocks that the old table on disk lacks are named by the new one: they must be stable too.
+  co_await write_blocks(unhooked_);
+  co_await file_.write(plan.offset, ConstIoVec(plan.image.span()));
+  co_await file_.flush();
+  Buffer fields(12);
+  BigEndianWriter out(fields.span());
+  out.u64(plan.offset.bytes());
+  out.u32(plan.clusters);
+  co_await file_.write(HostOffset(48), ConstIoVec(fields.span()));
+  co_await file_.flush();
+
+  abandoned_.push_back(header_.refcount_table());
+  header_.refcount_table_offset = plan.offset;
+  header_.refcount_table_clusters = plan.clusters;
+  // Blocks added meanwhile are in table_ and still unhooked: they enter the new table next commit.
+  table_.resize(plan.clusters * header_.cluster_size() / 8);
+  for (const NewBlock& block : plan.blocks) table_[block.index] = block.offset.bytes();
+}
+
+Refcounts::GrownTable Refcounts::plan_growth(std::uint64_t cluster) const {
+  const std::uint64_t cluster_size = header_.cluster_size();
+  const std::uint64_t per_block = entries_per_block();
+  const std::uint64_t first = std::max(cluster, table_.size() * per_block);
+  std::uint64_t table_clusters = 0;
+  std::uint64_t blocks = 0;
+  // More clusters need more blocks and perhaps a longer table: until nothing changes.
+  for (;;) {
+    const std::uint64_t last_index = (first + table_clusters + blocks) / per_block;
+    const std::uint64_t needed_clusters = divide_up((last_index + 1) * 3 / 2 * 8, cluster_size);
+    const std::uint64_t needed_blocks = last_index - first / per_block + 1;
+    if (needed_clusters <= table_clusters && needed_blocks <= blocks) break;
+    table_clusters = std::max(table_clusters, needed_clusters);
+    blocks = std::max(blocks, needed_blocks);
+  }
+  if (table_clusters * cluster_size > most_table_bytes) {
+    throw Error(EFBIG, "the refcount table would exceed 8 MiB, the largest that readers accept");
+  }
+
+  GrownTable plan;
+  plan.offset = HostOffset(first << header_.cluster_bits);
+  plan.clusters = static_cast<std::uint32_t>(table_clusters);
+  plan.image = Buffer::zeroed((table_clusters + blocks) * cluster_size);
+  for (std::size_t i = 0; i < table_.size(); ++i) store_be(plan.image.data() + i * 8, table_[i]);
+  std::byte* const block_images = plan.image.data() + table_clusters * cluster_size;
+  const HostOffset first_block = plan.offset + table_clusters * cluster_size;
+  for (std::uint64_t i = 0; i < blocks; ++i) {
+    const NewBlock block{first / per_block + i, first_block + i * cluster_size};
+    plan.blocks.push_back(block);
+    store_be(plan.image.data() + block.index * 8, block.offset.bytes());
+  }
+  for (std::uint64_t c = first; c < first + table_clusters + blocks; ++c) {
+    std::byte* const image = block_images + (c / per_block - first / per_block) * cluster_size;
+    store_count(image, c % per_block, 1);
+  }
+  return plan;
+}
+
+Task<void> Refcounts::write_blocks(std::vector<NewBlock> blocks) {
+  auto images = cache_.dirty_images([&](HostOffset offset) {
+    return std::ranges::any_of(blocks, [&](const NewBlock& block) {
+      return offset >= block.offset && offset - block.offset < header_.cluster_size();
+    });
+  });
+  co_await cache_.write(std::move(images));
+}
+
+Task<void> Refcounts::hook_blocks(std::vector<NewBlock> blocks) {
+  for (const NewBlock& block : blocks) {
+    Buffer entry(8);
+    store_be(entry.data(), block.offset.bytes());
+    co_await file_.write(header_.refcount_table_offset + block.index * 8, ConstIoVec(entry.span()));
+  }
+  std::erase_if(unhooked_, [&](const NewBlock& block) {
+    return std::ranges::any_of(blocks,
+                               [&](const NewBlock& done) { return done.index == block.index; });
+  });
+}
+
+Task<void> Refcounts::write_dirty() {
+  auto images = cache_.dirty_images([](HostOffset) { return true; });
+  co_await cache_.write(std::move(images));
+}
+
+bool Refcounts::overlaps(HostRange range) const {
+  if (range.overlaps(header_.refcount_table())) return true;
+  return std::ranges::any_of(table_, [&](std::uint64_t block) {
+    return block != 0 && range.overlaps({HostOffset(block), header_.cluster_size()});
+  });
+}
+
+}  // namespace vise::qcow2

@@ -1,0 +1,99 @@
+// Reference counts of host clusters: the refcount table and its blocks.
+// Increments are made in memory at once and reach the disk before the L2 entries that need them;
+// decrements are made only after the pointer's removal is stable (commit.cc, space.cc).
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "format/qcow2/header.h"
+#include "format/qcow2/table_cache.h"
+#include "vise/child.h"
+#include "vise/task.h"
+
+namespace vise::qcow2 {
+
+class Refcounts {
+ public:
+  /// `header` outlives this object and is updated when the refcount table moves.
+  Refcounts(Header& header, Child& file, std::uint64_t cache_size);
+
+  /// Reads and checks the refcount table.
+  Task<void> load();
+
+  /// The count of the host cluster with that index (0 where there is no refcount block).
+  Task<std::uint64_t> get(std::uint64_t cluster);
+
+  /// Adds 1. Throws Error(EFBIG), with nothing changed, if the count is at its maximum.
+  Task<void> increase(std::uint64_t cluster);
+  /// The same for a cluster that must be in use: false if its count is 0 or at its maximum.
+  Task<bool> try_increase(std::uint64_t cluster);
+
+  /// Subtracts 1 and returns the new count; nothing if it was 0 already (a corrupt image, where
+  /// leaking is the safe thing).
+  Task<std::optional<std::uint64_t>> decrease(std::uint64_t cluster);
+
+  /// Takes up to `most` clusters (at least one) with count 0, contiguous, at or after the scan
+  /// position, and sets their counts to 1. Returns the first and how many.
+  struct Run {
+    std::uint64_t first;
+    std::uint64_t count;
+  };
+  Task<Run> take_free(std::uint64_t most);
+  /// The same from exactly `first` on; 0 if that one is not free. Leaves the scan position.
+  Task<std::uint64_t> take_run(std::uint64_t first, std::uint64_t most);
+
+  /// The cluster where take_free() goes on searching.
+  std::uint64_t scan_position() const { return scan_; }
+
+  /// Commit, first part: makes new refcount blocks stable and then known to the table on disk (not
+  /// yet stable). Returns whether anything was written.
+  struct NewBlock {
+    std::uint64_t index;  // in the table
+    HostOffset offset;
+  };
+  std::vector<NewBlock> unhooked_blocks() const { return unhooked_; }
+  Task<void> write_blocks(std::vector<NewBlock> blocks);
+  Task<void> hook_blocks(std::vector<NewBlock> blocks);
+  /// Writes all dirty counts.
+  Task<void> write_dirty();
+  bool is_dirty() const { return cache_.dirty_bytes() > 0 || !unhooked_.empty(); }
+  std::uint64_t dirty_bytes() const { return cache_.dirty_bytes(); }
+
+  /// Clusters of an old refcount table, no longer referenced on disk; the caller frees them.
+  std::vector<HostRange> take_abandoned() { return std::exchange(abandoned_, {}); }
+
+  std::uint64_t max_count() const { return header_.refcount_max(); }
+  /// True if `range` touches the refcount table or a refcount block.
+  bool overlaps(HostRange range) const;
+  TableCache& cache() { return cache_; }
+
+ private:
+  std::uint64_t entries_per_block() const { return header_.refcount_block_entries(); }
+  HostOffset block_of(std::uint64_t cluster) const;
+  HostOffset slice_of(HostOffset block, std::uint64_t cluster, std::uint64_t* index) const;
+  std::uint64_t load_count(const std::byte* slice, std::uint64_t index) const;
+  void store_count(std::byte* slice, std::uint64_t index, std::uint64_t count) const;
+  std::uint64_t take_zeroes(TableCache::Ref& slice, std::uint64_t index, std::uint64_t most);
+  Task<void> add_block(std::uint64_t cluster);
+  struct GrownTable {
+    HostOffset offset;
+    std::uint32_t clusters = 0;    // of the table alone
+    Buffer image;                  // the table and, behind it, the blocks
+    std::vector<NewBlock> blocks;  // those in `image`
+  };
+  Task<void> grow_table(std::uint64_t cluster);
+  GrownTable plan_growth(std::uint64_t cluster) const;
+
+  Header& header_;
+  Child& file_;
+  TableCache cache_;
+  std::vector<std::uint64_t> table_;  // offsets of refcount blocks, 0 = none
+  std::vector<NewBlock> unhooked_;    // blocks that the table on disk does not name yet
+  std::vector<HostRange> abandoned_;
+  AsyncMutex growth_;       // see grow_table()
+  std::uint64_t scan_ = 1;  // never the header's cluster, whatever its count says
+};
+
+}  // namespace vise::qcow2

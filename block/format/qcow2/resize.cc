@@ -1,0 +1,143 @@
+// Changing the size of the disk.
+#include <algorithm>
+#include <cerrno>
+
+#include <fmt/format.h>
+
+#include "format/qcow2/qcow2.h"
+#include "vise/error.h"
+#include "vise/util/checked.h"
+#include "vise/util/endian.h"
+
+namespace vise::qcow2 {
+
+namespace {
+constexpr std::uint64_t most_l1_bytes = 32u << 20;  // the format's limit as every reader has it
+}
+
+Task<void> Qcow2::truncate(std::uint64_t size, TruncateOptions options) {
+  require_writable();
+  if (size % 512 != 0) throw Error(EINVAL, "the size must be a multiple of 512 bytes");
+  if (options.preallocation != Preallocation::off) {
+    throw Error(ENOTSUP, "resizing a qcow2 image can only be done with preallocation=off");
+  }
+  const std::uint64_t old_size = header_.virtual_size;
+  if (size == old_size) co_return;
+  if (header_.snapshot_count > 0) {
+    throw Error(ENOTSUP, "an image with internal snapshots cannot be resized");
+  }
+  if (size < old_size) {
+    if (!options.allow_shrink) throw Error(EINVAL, "the size would decrease");
+    co_await shrink(size);
+  } else {
+    co_await grow(size);
+  }
+}
+
+// The larger L1 table is stable before the size that needs it.
+Task<void> Qcow2::grow(std::uint64_t size) {
+  const std::uint64_t coverage = header_.l2_coverage();
+  const std::uint64_t entries = divide_up(size, coverage);
+  if (entries * 8 > most_l1_bytes) {
+    throw Error(EFBIG,
+                fmt::format("a disk of {} bytes needs an L1 table of more than 32 MiB", size));
+  }
+  const std::uint64_t old_size = header_.virtual_size;
+  const std::uint64_t backing_end = backing_ ? std::min(backing_->size(), size) : 0;
+  if (backing_end > old_size && !geometry_.zero_flag) {
+    throw Error(ENOTSUP, "a version 2 image cannot hide the longer backing image when it grows");
+  }
+  if (entries > header_.l1_entries) co_await grow_l1(entries);
+
+  header_.virtual_size = size;
+  std::exception_ptr failure;
+  try {
+    co_await zero_tail(old_size, std::max(backing_end, old_size));
+    co_await commit();
+    co_await write_size(size);
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  if (failure) {
+    header_.virtual_size = old_size;
+    std::rethrow_exception(failure);
+  }
+}
+
+// What was cut off by an earlier shrink inside a cluster, and what a longer backing image has
+// there, must not show up in the added part of the disk.
+Task<void> Qcow2::zero_tail(std::uint64_t from, std::uint64_t backing_end) {
+  const std::uint64_t cluster_size = geometry_.cluster_size;
+  const std::uint64_t partial_end = std::min(align_up(from, cluster_size), header_.virtual_size);
+  if (partial_end > from) {
+    const Descriptor last = co_await mapping_.get(geometry_.cluster_of(GuestOffset(from)));
+    const bool shows_nothing =
+        last.is_zero(geometry_) || (last.is_unallocated() && backing_end <= from);
+    if (!shows_nothing) {
+      const Buffer zeroes = Buffer::zeroed(partial_end - from);
+      co_await write_allocating(GuestOffset(from), ConstIoVec(zeroes.span()));
+    }
+  }
+  if (backing_end > partial_end) {
+    const std::uint64_t end = std::min(align_up(backing_end, cluster_size), header_.virtual_size);
+    co_await clear({GuestOffset(partial_end), end - partial_end}, Clearing::zero_unmap);
+  }
+}
+
+Task<void> Qcow2::grow_l1(std::uint64_t entries) {
+  TicketQueue::Ticket ticket = tickets_.take();
+  co_await ticket.turn();
+  co_await commit();  // so that the old table on disk is what is in memory
+  const HostRange old_table = header_.l1_table();
+  const std::uint64_t clusters = divide_up(entries * 8, geometry_.cluster_size);
+  const HostRange space = co_await space_.allocate_contiguous(clusters);
+  std::vector<std::uint64_t>& l1 = mapping_.l1();
+  Buffer bytes = Buffer::zeroed(space.length);
+  for (std::size_t i = 0; i < l1.size(); ++i) store_be(bytes.data() + i * 8, l1[i]);
+  co_await file_->write(space.start, ConstIoVec(bytes.span()));
+  co_await commit_counts();
+  Buffer fields(12);
+  BigEndianWriter out(fields.span());
+  out.u32(static_cast<std::uint32_t>(entries));
+  out.u64(space.start.bytes());
+  co_await file_->write(HostOffset(36), ConstIoVec(fields.span()));
+  co_await file_->flush();
+  l1.resize(entries);
+  header_.l1_entries = static_cast<std::uint32_t>(entries);
+  header_.l1_offset = space.start;
+  if (old_table.length > 0) space_.free_unlinked(old_table);
+}
+
+Task<void> Qcow2::write_size(std::uint64_t size) {
+  Buffer field(8);
+  store_be(field.data(), size);
+  co_await file_->write(HostOffset(24), ConstIoVec(field.span()));
+  co_await file_->flush();
+}
+
+Task<void> Qcow2::shrink(std::uint64_t size) {
+  const std::uint64_t kept = divide_up(size, geometry_.cluster_size);
+  const GuestOffset from = geometry_.guest_offset(kept);
+  const std::uint64_t old_end = align_up(header_.virtual_size, geometry_.cluster_size);
+  if (from.bytes() < old_end) {
+    co_await clear({from, header_.virtual_size - from.bytes()}, Clearing::discard_fully);
+  }
+  mapping_.drop_tables(divide_up(size, header_.l2_coverage()));
+  co_await commit();
+  co_await write_size(size);
+  header_.virtual_size = size;
+  co_await space_.reclaim();
+  co_await commit_counts();
+
+  std::uint64_t end = divide_up(file_->size(), geometry_.cluster_size);
+  while (end > 1) {
+    const std::uint64_t count = co_await refcounts_.get(end - 1);
+    if (count != 0) break;
+    --end;
+  }
+  if (end * geometry_.cluster_size < file_->size()) {
+    co_await file_->truncate(end * geometry_.cluster_size);
+  }
+}
+
+}  // namespace vise::qcow2

@@ -1,0 +1,195 @@
+// Giving out space and taking it back.
+#include "format/qcow2/space.h"
+
+#include <algorithm>
+#include <cassert>
+#include <cerrno>
+
+#include "vise/error.h"
+
+namespace vise::qcow2 {
+
+Space::Space(const Header& header, const Geometry& geometry, Refcounts& refcounts, Child& file,
+             FlightRegister& flights, const OrderRules& rules)
+    : header_(header),
+      geometry_(geometry),
+      refcounts_(refcounts),
+      file_(file),
+      flights_(flights),
+      rules_(rules),
+      holes_(geometry.cluster_bits) {}
+
+Task<HostRange> Space::allocate_clusters(std::uint64_t most) {
+  if (is_reclaim_due()) co_await reclaim();
+  while (!free_clusters_.empty()) {
+    const auto [first, end] = free_clusters_.take_first();
+    const std::uint64_t count = co_await refcounts_.take_run(first, std::min(most, end - first));
+    // Nothing taken: the first of them is in use again (it was at the scan position, say).
+    const std::uint64_t rest = first + std::max<std::uint64_t>(count, 1);
+    if (rest < end) free_clusters_.add_run(rest, end);
+    if (count > 0) {
+      co_return HostRange{HostOffset(first << geometry_.cluster_bits),
+                          count << geometry_.cluster_bits};
+    }
+  }
+  const Refcounts::Run run = co_await refcounts_.take_free(most);
+  co_return HostRange{HostOffset(run.first << geometry_.cluster_bits),
+                      run.count << geometry_.cluster_bits};
+}
+
+Task<HostRange> Space::allocate_contiguous(std::uint64_t count) {
+  HostRange range{HostOffset(0), 0};
+  const std::uint64_t wanted = count << geometry_.cluster_bits;
+  while (range.length < wanted) {
+    const Refcounts::Run run =
+        co_await refcounts_.take_free((wanted - range.length) >> geometry_.cluster_bits);
+    const HostRange more{HostOffset(run.first << geometry_.cluster_bits),
+                         run.count << geometry_.cluster_bits};
+    if (range.length > 0 && range.end() == more.start) {
+      range.length += more.length;
+    } else {
+      if (range.length > 0) free_unlinked(range);
+      range = more;
+    }
+  }
+  co_return range;
+}
+
+// Best fit among the holes, then behind the last extent, then a new cluster.
+Task<HostOffset> Space::allocate_bytes(std::uint64_t length) {
+  assert(length > 0 && length < geometry_.cluster_size);
+  for (;;) {
+    const std::optional<HostOffset> hole = holes_.take(length);
+    if (!hole) break;
+    const bool counted = co_await refcounts_.try_increase(cluster_of(*hole));
+    // Not counted: the cluster has become free as a whole meanwhile, or can hold no more extents.
+    if (counted) co_return *hole;
+  }
+  const HostOffset at = co_await append_bytes(length);
+  if (at.bytes() >= geometry_.compressed_limit) {
+    throw Error(EFBIG, "compressed data cannot be addressed that far into the image file");
+  }
+  co_return at;
+}
+
+Task<HostOffset> Space::append_bytes(std::uint64_t length) {
+  const std::uint64_t cluster_size = geometry_.cluster_size;
+  const std::optional<HostOffset> cursor = std::exchange(cursor_, std::nullopt);
+  const std::uint64_t room =
+      cursor ? cluster_size - geometry_.offset_in_cluster(cursor->bytes()) : 0;
+  std::optional<HostOffset> at;
+  if (cursor && length <= room) {
+    const bool counted = co_await refcounts_.try_increase(cluster_of(*cursor));
+    if (counted) at = cursor;
+  }
+  if (!at) {
+    const HostRange fresh = co_await allocate_clusters(1);
+    session_clusters_.add(cluster_of(fresh.start));
+    // Behind the cluster of the cursor it continues there, else the rest of that one is left.
+    bool continues = false;
+    if (cursor && length > room && cursor->align_down(cluster_size) + cluster_size == fresh.start) {
+      continues = co_await refcounts_.try_increase(cluster_of(*cursor));
+    }
+    at = continues ? *cursor : fresh.start;
+    if (cursor && !continues && session_clusters_.contains(cluster_of(*cursor))) {
+      holes_.add({*cursor, room});
+    }
+  }
+  const HostOffset end = *at + length;
+  if (!end.is_aligned(cluster_size)) cursor_ = end;
+  co_return *at;
+}
+
+void Space::free_later(const Descriptor& old, Reason reason) {
+  if (!old.has_host || geometry_.data_file) return;
+  HostRange range{old.host, geometry_.cluster_size};
+  HostRange hole{old.host, 0};
+  if (old.compressed) {
+    range.length = old.stored_length;
+    // Where in its last sector it ended is not known, and the next extent may start there.
+    hole.length = old.stored_length > 512 ? old.stored_length - 512 : 0;
+  }
+  pending_.push_back(
+      {cluster_of(range.start), cluster_of(range.end() - 1), flights_.next(), reason, hole});
+  if (!rules_.unlink_before_free) became_stable(take_pending());
+}
+
+void Space::free_clusters_later(HostRange clusters, Reason reason) {
+  pending_.push_back({cluster_of(clusters.start), cluster_of(clusters.end() - 1), flights_.next(),
+                      reason, HostRange{clusters.start, 0}});
+  if (!rules_.unlink_before_free) became_stable(take_pending());
+}
+
+void Space::free_unlinked(HostRange clusters) {
+  stable_.push_back({cluster_of(clusters.start), cluster_of(clusters.end() - 1), flights_.next(),
+                     Reason::never_used, HostRange{clusters.start, 0}});
+}
+
+void Space::became_stable(const std::vector<Freed>& freed) {
+  stable_.insert(stable_.end(), freed.begin(), freed.end());
+}
+
+void Space::put_back(std::vector<Freed> freed) {
+  freed.insert(freed.end(), pending_.begin(), pending_.end());
+  pending_ = std::move(freed);
+}
+
+std::uint64_t Space::pending_bytes() const {
+  std::uint64_t clusters = 0;
+  for (const Freed& freed : pending_) clusters += freed.last - freed.first + 1;
+  return clusters << geometry_.cluster_bits;
+}
+
+bool Space::is_reclaim_due() const {
+  return !reclaiming_ && !stable_.empty() &&
+         (!rules_.quarantine || flights_.ended_before(stable_.front().flight));
+}
+
+Task<void> Space::reclaim() {
+  while (is_reclaim_due()) {
+    const Freed freed = stable_.front();
+    stable_.pop_front();
+    reclaiming_ = true;
+    std::exception_ptr failure;
+    try {
+      co_await give_back(freed);
+    } catch (...) {
+      failure = std::current_exception();  // the rest of it is a leak, which check finds
+    }
+    reclaiming_ = false;
+    if (failure) std::rethrow_exception(failure);
+  }
+}
+
+Task<void> Space::give_back(const Freed& freed) {
+  if (on_freed) {
+    on_freed({HostOffset(freed.first << geometry_.cluster_bits), (freed.last - freed.first + 1)
+                                                                     << geometry_.cluster_bits});
+  }
+  for (std::uint64_t cluster = freed.first; cluster <= freed.last; ++cluster) {
+    const HostRange range{HostOffset(cluster << geometry_.cluster_bits), geometry_.cluster_size};
+    const bool discards = (freed.reason == Reason::discarded && discards_on_request) ||
+                          (freed.reason == Reason::overwritten && discards_on_overwrite);
+    if (discards && range.ends_by(file_.size())) {
+      // While the count still says "in use", so that nobody writes there in the meantime.
+      const std::uint64_t count = co_await refcounts_.get(cluster);
+      if (count == 1) co_await file_.discard(range);
+    }
+    const std::optional<std::uint64_t> left = co_await refcounts_.decrease(cluster);
+    if (!left) continue;
+    if (*left > 0) {
+      // Others live there. What they leave is only known where all of them are this session's:
+      // the length of an older extent may be overstated and reach into its neighbour.
+      if (session_clusters_.contains(cluster)) holes_.add(range.intersection(freed.hole));
+      continue;
+    }
+    if (cursor_ && cluster_of(*cursor_) == cluster) cursor_.reset();
+    holes_.forget_cluster(cluster);
+    session_clusters_.remove(cluster);
+    refcounts_.cache().forget(range);
+    // Those from the scan position on are found by the scan.
+    if (cluster < refcounts_.scan_position()) free_clusters_.add(cluster);
+  }
+}
+
+}  // namespace vise::qcow2

@@ -1,0 +1,106 @@
+// Space in the image file: where the next clusters and compressed bytes go, and when freed ones may
+// be used again (the quarantine).
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <optional>
+#include <vector>
+
+#include "format/qcow2/descriptor.h"
+#include "format/qcow2/header.h"
+#include "format/qcow2/hole_map.h"
+#include "format/qcow2/order.h"
+#include "format/qcow2/refcounts.h"
+#include "format/qcow2/run_set.h"
+#include "vise/child.h"
+#include "vise/task.h"
+
+namespace vise::qcow2 {
+
+/// The write-order rules of commit.cc, each of which the crash tests take out to see them fail.
+struct OrderRules {
+  bool data_before_l2 = true;  // with the counts: one sync serves both
+  bool counts_before_l2 = true;
+  bool unlink_before_free = true;
+  bool quarantine = true;
+};
+
+class Space {
+ public:
+  Space(const Header& header, const Geometry& geometry, Refcounts& refcounts, Child& file,
+        FlightRegister& flights, const OrderRules& rules);
+
+  /// Up to `most` contiguous host clusters, at least one, with count 1. The caller holds the turn
+  /// (order.h), or nobody else allocates.
+  Task<HostRange> allocate_clusters(std::uint64_t most);
+
+  /// Exactly `count` contiguous clusters, for tables.
+  Task<HostRange> allocate_contiguous(std::uint64_t count);
+
+  /// Room for `length` bytes (less than a cluster) of compressed data, packed behind the last ones
+  /// where that is possible; the counts of the host clusters touched are raised. As above.
+  Task<HostOffset> allocate_bytes(std::uint64_t length);
+
+  /// Why something is freed, which decides whether the file's blocks are discarded with it.
+  enum class Reason { overwritten, discarded, never_used };
+
+  /// What `old` points to is no longer referenced by the L2 entry in memory. It is given back when
+  /// that is stable and every request now in flight has ended.
+  void free_later(const Descriptor& old, Reason reason);
+  void free_clusters_later(HostRange clusters, Reason reason);
+  /// For space that no entry on disk has ever referenced: it waits for requests only.
+  void free_unlinked(HostRange clusters);
+
+  struct Freed {
+    std::uint64_t first;   // host cluster
+    std::uint64_t last;    // inclusive
+    std::uint64_t flight;  // requests with smaller numbers may still use it
+    Reason reason;
+    HostRange hole;  // compressed: the bytes that surely belonged to it alone
+  };
+  /// Commit: takes what has been freed up to now …
+  std::vector<Freed> take_pending() { return std::exchange(pending_, {}); }
+  /// … and gives it back, stable or not.
+  void became_stable(const std::vector<Freed>& freed);
+  void put_back(std::vector<Freed> freed);
+
+  /// Lowers the counts of what may be used again.
+  Task<void> reclaim();
+
+  /// Bytes that a commit would make usable again.
+  std::uint64_t pending_bytes() const;
+  bool is_reclaim_due() const;
+
+  bool discards_on_request = false;    // pass-discard-request
+  bool discards_on_overwrite = false;  // pass-discard-other
+  /// Told about every range whose clusters are given back, for caches keyed by host offset.
+  std::function<void(HostRange)> on_freed;
+
+ private:
+  std::uint64_t cluster_of(HostOffset offset) const {
+    return offset.bytes() >> geometry_.cluster_bits;
+  }
+  Task<HostOffset> append_bytes(std::uint64_t length);
+  Task<void> give_back(const Freed& freed);
+
+  const Header& header_;
+  const Geometry& geometry_;
+  Refcounts& refcounts_;
+  Child& file_;
+  FlightRegister& flights_;
+  const OrderRules& rules_;
+
+  // Byte after the last compressed extent, if the next one may go there: inside a host cluster
+  // whose count is at least 1.
+  std::optional<HostOffset> cursor_;
+  RunSet free_clusters_;        // known to be free, below the scan position
+  RunSet session_clusters_;     // hold compressed clusters that this session alone has written
+  HoleMap holes_;               // inside session_clusters_
+  std::vector<Freed> pending_;  // not stable yet
+  std::deque<Freed> stable_;    // requests may still use it
+  bool reclaiming_ = false;
+};
+
+}  // namespace vise::qcow2

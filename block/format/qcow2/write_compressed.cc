@@ -1,0 +1,217 @@
+// Compressed writes: the clusters of a request are compressed on all cores, given space in the
+// order of the requests, gathered into large host writes, and linked when those are done.
+#include <algorithm>
+#include <cassert>
+#include <cerrno>
+
+#include "codec/codec.h"
+#include "format/qcow2/qcow2.h"
+#include "vise/context.h"
+#include "vise/error.h"
+
+namespace vise::qcow2 {
+
+/// What becomes of one guest cluster.
+struct Qcow2::StoredCluster {
+  enum class Kind { compressed, normal, zero, unchanged };
+  Kind kind = Kind::normal;
+  std::span<const std::byte> bytes;  // what goes to the host; empty for zero and unchanged
+  HostOffset host;                   // once it has space
+  bool placed = false;
+};
+
+/// Compresses clusters on the worker pool.
+class Qcow2::CompressJob {
+ public:
+  /// `drops_zeroes`: an entry can say that a cluster is all zeros, so those need not be stored.
+  CompressJob(const Geometry& geometry, Codec codec, int level, bool drops_zeroes, ConstIoVec data)
+      : geometry_(geometry),
+        codec_(codec),
+        level_(level),
+        drops_zeroes_(drops_zeroes),
+        data_(data),
+        clusters((data.size() + geometry.cluster_size - 1) >> geometry.cluster_bits),
+        output_(clusters.size() << geometry.cluster_bits) {}
+
+  void compress(std::size_t i) {
+    const std::uint64_t cluster_size = geometry_.cluster_size;
+    const std::uint64_t from = i * cluster_size;
+    const ConstIoVec part = data_.slice(from, std::min(cluster_size, data_.size() - from));
+    StoredCluster& cluster = clusters[i];
+    if (drops_zeroes_ && is_zero(part)) {
+      cluster.kind = StoredCluster::Kind::zero;
+      return;
+    }
+    const std::span<std::byte> room = output_.span().subspan(from, cluster_size);
+    std::span<const std::byte> input;
+    Buffer gathered;
+    if (part.size() == cluster_size && part.is_contiguous()) {
+      input = part.contiguous();
+    } else {
+      // In pieces, or the last cluster of the disk, which is filled up with zeros.
+      gathered = Buffer(cluster_size);
+      part.copy_to(gathered.first(part.size()));
+      std::ranges::fill(gathered.span().subspan(part.size()), std::byte{0});
+      input = gathered.span();
+    }
+    // One byte less than a cluster: what does not shrink is stored as it is.
+    const std::size_t stored = codec::compress(codec_, level_, input, room.first(cluster_size - 1));
+    if (stored > 0) {
+      cluster.kind = StoredCluster::Kind::compressed;
+      cluster.bytes = room.first(stored);
+    } else if (gathered.empty()) {
+      cluster.bytes = input;  // the caller's buffer, which outlives the write
+    } else {
+      std::ranges::copy(gathered.span(), room.begin());
+      cluster.bytes = room;
+    }
+  }
+
+ private:
+  const Geometry& geometry_;
+  Codec codec_;
+  int level_;
+  bool drops_zeroes_;
+  ConstIoVec data_;
+
+ public:
+  std::vector<StoredCluster> clusters;
+
+ private:
+  Buffer output_;  // a cluster of room for each
+};
+
+Task<void> Qcow2::write_compressed(GuestOffset offset, ConstIoVec data, int level) {
+  if (geometry_.data_file) {
+    throw Error(ENOTSUP, "images with an external data file cannot hold compressed clusters");
+  }
+  const bool to_the_end = offset.bytes() + data.size() == header_.virtual_size;
+  if (!offset.is_aligned(geometry_.cluster_size) ||
+      (geometry_.offset_in_cluster(data.size()) != 0 && !to_the_end)) {
+    throw Error(EINVAL, "compressed writes must cover whole clusters");
+  }
+  const std::uint64_t first = geometry_.cluster_of(offset);
+  TicketQueue::Ticket ticket = tickets_.take();
+  CompressJob job(geometry_, header_.compression, level, geometry_.zero_flag || !backing_, data);
+  RangeLocks::Guard lock = locks_.enqueue(first, first + job.clusters.size() - 1);
+  co_await lock.held();
+  ticket.set_appending(true);
+  co_await context_.workers().for_each(job.clusters.size(),
+                                       [&job](std::size_t i) { job.compress(i); });
+  co_await store(first, job.clusters, ticket);
+}
+
+// Space in the order of the tickets, then data, then entries.
+Task<void> Qcow2::store(std::uint64_t first, std::span<StoredCluster> clusters,
+                        TicketQueue::Ticket& ticket) {
+  Packer::Receipt receipt;
+  std::exception_ptr failure;
+  try {
+    co_await ticket.turn();
+    co_await place(first, clusters, receipt);
+    ticket.pass();
+    co_await packer_.written(receipt);
+    std::vector<Descriptor> fresh;
+    for (std::size_t i = 0; i < clusters.size();) {
+      // Runs of clusters that change.
+      fresh.clear();
+      const std::size_t from = i;
+      for (; i < clusters.size() && clusters[i].kind != StoredCluster::Kind::unchanged; ++i) {
+        const StoredCluster& cluster = clusters[i];
+        switch (cluster.kind) {
+          case StoredCluster::Kind::compressed:
+            fresh.push_back(Descriptor::compressed_at(cluster.host, cluster.bytes.size()));
+            break;
+          case StoredCluster::Kind::normal:
+            fresh.push_back(Descriptor::normal(geometry_, cluster.host));
+            break;
+          default:
+            fresh.push_back(geometry_.zero_flag ? Descriptor::zeroes(geometry_)
+                                                : Descriptor::unallocated());
+        }
+      }
+      if (!fresh.empty()) {
+        co_await mapping_.set(first + from, fresh, Space::Reason::overwritten);
+        for (std::size_t linked = from; linked < i; ++linked) clusters[linked].placed = false;
+      }
+      while (i < clusters.size() && clusters[i].kind == StoredCluster::Kind::unchanged) ++i;
+    }
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  if (failure) {
+    // What was gathered is still going to be written: not before that is over may others write
+    // there.
+    ticket.pass();
+    co_await packer_.settled(receipt);
+    for (const StoredCluster& cluster : clusters) {
+      if (cluster.placed) space_.free_unlinked({cluster.host, cluster.bytes.size()});
+    }
+    std::rethrow_exception(failure);
+  }
+}
+
+Task<void> Qcow2::place(std::uint64_t first, std::span<StoredCluster> clusters,
+                        Packer::Receipt& receipt) {
+  std::vector<Descriptor> old = co_await descriptors(first, clusters.size());
+  for (std::size_t i = 0; i < clusters.size(); ++i) {
+    StoredCluster& cluster = clusters[i];
+    if (cluster.kind == StoredCluster::Kind::zero) {
+      // Already zeros: nothing there and nothing below, or said so.
+      const bool below = backing_ && geometry_.guest_offset(first + i).bytes() < backing_->size();
+      if (old[i].is_zero(geometry_) || (old[i].is_unallocated() && !old[i].has_host && !below)) {
+        cluster.kind = StoredCluster::Kind::unchanged;
+        continue;
+      }
+    }
+    co_await mapping_.make_writable(first + i, 1);
+    if (cluster.kind == StoredCluster::Kind::zero) continue;
+    if (cluster.kind == StoredCluster::Kind::compressed) {
+      cluster.host = co_await space_.allocate_bytes(cluster.bytes.size());
+    } else {
+      const HostRange space = co_await space_.allocate_clusters(1);
+      cluster.host = space.start;
+    }
+    cluster.placed = true;
+    const auto stream = cluster.kind == StoredCluster::Kind::compressed ? Packer::Stream::bytes
+                                                                        : Packer::Stream::clusters;
+    packer_.append(stream, cluster.host, cluster.bytes, receipt);
+  }
+}
+
+Task<bool> Qcow2::write_encoded(GuestOffset offset, const EncodedExtent& extent, WriteFlags) {
+  require_writable();
+  const bool fits = extent.codec == header_.compression &&
+                    extent.guest_length == geometry_.cluster_size && !geometry_.data_file &&
+                    !extent.data.empty() && extent.data.size() < geometry_.cluster_size &&
+                    offset.is_aligned(geometry_.cluster_size);
+  if (!fits) co_return false;
+  FlightRegister::Flight flight(flights_);
+  if (header_.autoclear_features != 0) co_await begin_change();
+  const std::uint64_t first = geometry_.cluster_of(offset);
+  TicketQueue::Ticket ticket = tickets_.take();
+  RangeLocks::Guard lock = locks_.enqueue(first, first);
+  co_await lock.held();
+  ticket.set_appending(true);
+  StoredCluster cluster;
+  cluster.kind = StoredCluster::Kind::compressed;
+  cluster.bytes = extent.data.span();
+  co_await store(first, std::span(&cluster, 1), ticket);
+  co_await commit_if_due();
+  co_return true;
+}
+
+Task<std::optional<EncodedExtent>> Qcow2::read_encoded(GuestOffset offset) {
+  FlightRegister::Flight flight(flights_);
+  if (!offset.is_aligned(geometry_.cluster_size)) co_return std::nullopt;
+  const Descriptor descriptor = co_await mapping_.get(geometry_.cluster_of(offset));
+  if (!descriptor.compressed) co_return std::nullopt;
+  EncodedExtent extent;
+  extent.codec = header_.compression;
+  extent.guest_length = geometry_.cluster_size;
+  extent.data = Buffer(descriptor.stored_length);
+  co_await read_padded(*file_, descriptor.host, extent.data.span());
+  co_return extent;
+}
+
+}  // namespace vise::qcow2
