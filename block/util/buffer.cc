@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "util/sanitizer.h"
 #include "vise/error.h"
 
 namespace vise {
@@ -20,8 +21,10 @@ constexpr std::size_t largest = 4u << 20;      // bigger buffers are not kept
 constexpr std::size_t keep_bytes = 16u << 20;  // per thread
 constexpr std::size_t classes = std::bit_width(largest / smallest);
 
-// Powers of two, so that a freed buffer fits the next request of about its size.
+// Powers of two, so that a freed buffer fits the next request of about its size. Exact under
+// AddressSanitizer, which then sees the first byte beyond.
 std::size_t capacity_of(std::size_t size) {
+  if (under_address_sanitizer) return size;
   if (size > largest) return (size + Buffer::alignment - 1) & ~(Buffer::alignment - 1);
   return std::bit_ceil(size < smallest ? smallest : size);
 }
@@ -44,12 +47,16 @@ thread_local BufferPool buffer_pool;  // per thread so that workers need no lock
 
 std::size_t class_of(std::size_t capacity) { return std::bit_width(capacity / smallest) - 1; }
 
+bool is_pooled(std::size_t capacity) {
+  return !under_address_sanitizer && capacity <= largest && !buffer_pool_closed;
+}
+
 }  // namespace
 
 Buffer::Buffer(std::size_t size) : size_(size) {
   if (size == 0) return;
   const std::size_t capacity = capacity_of(size);
-  if (capacity <= largest && !buffer_pool_closed) {
+  if (is_pooled(capacity)) {
     auto& list = buffer_pool.free[class_of(capacity)];
     if (!list.empty()) {
       data_ = list.back();
@@ -58,8 +65,9 @@ Buffer::Buffer(std::size_t size) : size_(size) {
       return;
     }
   }
-  data_ = static_cast<std::byte*>(std::aligned_alloc(alignment, capacity));
-  if (data_ == nullptr) throw Error::system_error(ENOMEM);
+  void* memory = nullptr;
+  if (posix_memalign(&memory, alignment, capacity) != 0) throw Error::system_error(ENOMEM);
+  data_ = static_cast<std::byte*>(memory);
 }
 
 Buffer Buffer::zeroed(std::size_t size) {
@@ -82,7 +90,7 @@ Buffer& Buffer::operator=(Buffer&& other) noexcept {
 Buffer::~Buffer() {
   if (data_ == nullptr) return;
   const std::size_t capacity = capacity_of(size_);
-  if (capacity <= largest && !buffer_pool_closed && buffer_pool.bytes + capacity <= keep_bytes) {
+  if (is_pooled(capacity) && buffer_pool.bytes + capacity <= keep_bytes) {
     buffer_pool.free[class_of(capacity)].push_back(data_);
     buffer_pool.bytes += capacity;
     return;

@@ -3,6 +3,9 @@
 
 #include <array>
 #include <cstdlib>
+#include <utility>
+
+#include "util/sanitizer.h"
 
 namespace vise::task_detail {
 
@@ -12,13 +15,7 @@ constexpr std::size_t granule = 64;        // bytes between size classes
 constexpr std::size_t classes = 32;        // frames up to 2 KiB are kept
 constexpr std::size_t keep_at_most = 256;  // frames per class
 
-#if defined(__SANITIZE_ADDRESS__)
-constexpr bool pooled = false;
-#elif defined(__has_feature)
-constexpr bool pooled = !__has_feature(address_sanitizer);
-#else
-constexpr bool pooled = true;
-#endif
+constexpr bool pooled = !under_address_sanitizer;
 
 struct FreeFrame {
   FreeFrame* next;

@@ -5,29 +5,18 @@
 #include <cstdlib>
 #include <thread>
 
+#include "util/sanitizer.h"
 #include "vise/event_loop.h"
 #include "vise/task.h"
 
 // Sanitizers have their own malloc, and frames are not pooled under AddressSanitizer.
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr bool counts_mallocs = false;
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-constexpr bool counts_mallocs = false;
-#define VISE_TEST_WITHOUT_MALLOC
-#else
-constexpr bool counts_mallocs = true;
-#endif
-#else
-constexpr bool counts_mallocs = true;
-#endif
+constexpr bool counts_mallocs = !vise::under_address_sanitizer && !vise::under_thread_sanitizer;
 
 namespace {
 std::atomic<long> mallocs{0};
 }  // namespace
 
-#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) && \
-    !defined(VISE_TEST_WITHOUT_MALLOC)
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) && !defined(__clang__)
 extern "C" void* __libc_malloc(std::size_t size);
 extern "C" void* malloc(std::size_t size) {
   mallocs.fetch_add(1, std::memory_order_relaxed);
