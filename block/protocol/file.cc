@@ -74,7 +74,8 @@ Task<void> FileDriver::write(GuestOffset offset, ConstIoVec data, WriteFlags) {
 }
 
 Task<void> FileDriver::flush() {
-  if (options_.no_flush) co_return;
+  // Character devices keep nothing back, and refuse to be asked.
+  if (options_.no_flush || kind_ == Kind::character) co_return;
   // The kernel reports a failed write-back once and then forgets the pages: a later success would
   // say nothing about what was written before.
   if (!sync_failed_) {
