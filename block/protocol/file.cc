@@ -48,7 +48,8 @@ Task<Extent> FileDriver::map(GuestRange range, MapMode mode) {
 }
 
 Task<void> FileDriver::read(GuestOffset offset, IoVec data) {
-  const std::uint64_t length = co_await engine_.read(fd_.get(), data, offset.bytes());
+  const auto source = options_.direct ? IoEngine::Source::device : IoEngine::Source::page_cache;
+  const std::uint64_t length = co_await engine_.read(fd_.get(), data, offset.bytes(), source);
   // The rest of the last aligned block, and what another process may have cut off.
   if (length < data.size()) data.slice(length).fill(std::byte{0});
 }

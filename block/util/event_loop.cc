@@ -1,14 +1,23 @@
 // The event loop on a GLib main context. Coroutines that are ready sit in a plain queue that one
-// GSource empties; other threads reach the loop through post(), batched behind one wake-up.
+// GSource empties; other threads reach the loop through post(), batched behind one wake-up; timers
+// share one timerfd, since GLib's own count in milliseconds.
 #include "vise/event_loop.h"
 
 #include <glib.h>
+#include <sys/timerfd.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <cassert>
+#include <cerrno>
 #include <deque>
+#include <functional>
 #include <mutex>
+#include <queue>
 #include <utility>
 #include <vector>
+
+#include "vise/error.h"
 
 namespace vise {
 
@@ -18,11 +27,96 @@ namespace {
 // through every one of them would only ever hold this value.
 thread_local EventLoop* current_loop = nullptr;
 
+using Clock = std::chrono::steady_clock;  // CLOCK_MONOTONIC
+
+// Coroutines that wait for a time, as a source of the main context.
+class Timers {
+ public:
+  explicit Timers(GMainContext* context)
+      : fd_(timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC)) {
+    if (fd_ < 0) throw Error::system_error(errno, "timerfd");
+    static GSourceFuncs functions = {prepare, check, dispatch, nullptr, nullptr, nullptr};
+    source_ = reinterpret_cast<TimerSource*>(g_source_new(&functions, sizeof(TimerSource)));
+    source_->timers = this;
+    g_source_add_unix_fd(&source_->base, fd_, G_IO_IN);
+    g_source_attach(&source_->base, context);
+  }
+  Timers(const Timers&) = delete;
+  ~Timers() {
+    g_source_destroy(&source_->base);
+    g_source_unref(&source_->base);
+    ::close(fd_);
+  }
+
+  void add(Clock::time_point when, std::coroutine_handle<> waiter) {
+    waiting_.push({when, next_number_++, waiter});
+  }
+
+ private:
+  struct Timer {
+    Clock::time_point when;
+    std::uint64_t number;  // of timers of the same time the older one comes first
+    std::coroutine_handle<> waiter;
+    bool operator>(const Timer& other) const {
+      return when != other.when ? when > other.when : number > other.number;
+    }
+  };
+  struct TimerSource {
+    GSource base;
+    Timers* timers;
+  };
+
+  bool is_due() const { return !waiting_.empty() && waiting_.top().when <= Clock::now(); }
+
+  // Sets the descriptor to the next time, unless it is set to that already.
+  void arm() {
+    const auto when = waiting_.empty() ? Clock::time_point() : waiting_.top().when;
+    if (when == armed_) return;
+    const auto since_boot = when.time_since_epoch();
+    const auto seconds = std::chrono::duration_cast<std::chrono::seconds>(since_boot);
+    const std::chrono::nanoseconds rest = since_boot - seconds;
+    const itimerspec setting = {.it_interval = {}, .it_value = {seconds.count(), rest.count()}};
+    timerfd_settime(fd_, TFD_TIMER_ABSTIME, &setting, nullptr);
+    armed_ = when;
+  }
+
+  void run_due() noexcept {
+    const auto now = Clock::now();
+    // What they add is not due now, or is for the next round.
+    for (std::size_t count = waiting_.size(); count > 0 && waiting_.top().when <= now; --count) {
+      const auto waiter = waiting_.top().waiter;
+      waiting_.pop();
+      waiter.resume();
+    }
+  }
+
+  static gboolean prepare(GSource* source, gint* timeout) {
+    Timers& timers = *reinterpret_cast<TimerSource*>(source)->timers;
+    *timeout = -1;
+    if (timers.is_due()) return TRUE;
+    timers.arm();
+    return FALSE;
+  }
+  static gboolean check(GSource* source) {
+    return reinterpret_cast<TimerSource*>(source)->timers->is_due();
+  }
+  static gboolean dispatch(GSource* source, GSourceFunc, gpointer) {
+    reinterpret_cast<TimerSource*>(source)->timers->run_due();
+    return G_SOURCE_CONTINUE;
+  }
+
+  int fd_;
+  TimerSource* source_;
+  Clock::time_point armed_;  // 0: not at all
+  std::priority_queue<Timer, std::vector<Timer>, std::greater<>> waiting_;
+  std::uint64_t next_number_ = 0;
+};
+
 }  // namespace
 
 class EventLoop::Impl {
  public:
-  Impl() : context_(g_main_context_new()) {
+  Impl() : context_(g_main_context_new()), timers_(std::make_unique<Timers>(context_)) {
     static GSourceFuncs functions = {prepare, check, dispatch, nullptr, nullptr, nullptr};
     source_ = reinterpret_cast<ReadySource*>(g_source_new(&functions, sizeof(ReadySource)));
     source_->impl = this;
@@ -31,6 +125,7 @@ class EventLoop::Impl {
   }
 
   ~Impl() {
+    timers_.reset();
     g_source_destroy(&source_->base);
     g_source_unref(&source_->base);
     g_main_context_unref(context_);
@@ -50,6 +145,7 @@ class EventLoop::Impl {
 
   void iterate() { g_main_context_iteration(context_, TRUE); }
   GMainContext* context() const { return context_; }
+  Timers& timers() { return *timers_; }
 
  private:
   struct ReadySource {
@@ -93,6 +189,7 @@ class EventLoop::Impl {
   }
 
   GMainContext* context_;
+  std::unique_ptr<Timers> timers_;
   ReadySource* source_;
   std::deque<std::coroutine_handle<>> ready_;
   std::mutex mutex_;
@@ -126,22 +223,13 @@ void EventLoop::run_until(const bool& done) {
 
 namespace {
 
-struct SourceWait {
-  GMainContext* context;
-  GSource* source;
+struct TimerWait {
+  Timers& timers;
+  Clock::time_point when;
 
   bool await_ready() const noexcept { return false; }
-  void await_suspend(std::coroutine_handle<> handle) {
-    g_source_set_callback(source, resume, handle.address(), nullptr);
-    g_source_attach(source, context);
-    g_source_unref(source);
-  }
+  void await_suspend(std::coroutine_handle<> handle) const { timers.add(when, handle); }
   void await_resume() const noexcept {}
-
-  static gboolean resume(gpointer address) noexcept {
-    EventLoop::current().schedule(std::coroutine_handle<>::from_address(address));
-    return G_SOURCE_REMOVE;
-  }
 };
 
 struct FdWait {
@@ -152,20 +240,25 @@ struct FdWait {
   bool await_ready() const noexcept { return false; }
   void await_suspend(std::coroutine_handle<> handle) {
     GSource* source = g_source_new(unix_fd_functions(), sizeof(GSource));
-    g_source_add_unix_fd(source, fd,
-                         static_cast<GIOCondition>(condition | G_IO_ERR | G_IO_HUP));
-    g_source_set_callback(source, SourceWait::resume, handle.address(), nullptr);
+    g_source_add_unix_fd(source, fd, static_cast<GIOCondition>(condition | G_IO_ERR | G_IO_HUP));
+    g_source_set_callback(source, resume, handle.address(), nullptr);
     g_source_attach(source, context);
     g_source_unref(source);
   }
   void await_resume() const noexcept {}
 
+  static gboolean resume(gpointer address) noexcept {
+    std::coroutine_handle<>::from_address(address).resume();
+    return G_SOURCE_REMOVE;
+  }
   static GSourceFuncs* unix_fd_functions() {
-    static GSourceFuncs functions = {nullptr, nullptr,
-                                     [](GSource*, GSourceFunc callback, gpointer data) -> gboolean {
-                                       return callback(data);
-                                     },
-                                     nullptr, nullptr, nullptr};
+    static GSourceFuncs functions = {
+        nullptr,
+        nullptr,
+        [](GSource*, GSourceFunc callback, gpointer data) -> gboolean { return callback(data); },
+        nullptr,
+        nullptr,
+        nullptr};
     return &functions;
   }
 };
@@ -185,10 +278,9 @@ Task<void> EventLoop::sleep(std::chrono::nanoseconds duration) {
     co_await Yield{};
     co_return;
   }
-  // GLib counts milliseconds in its timeouts; the ready time of a source has microseconds.
-  GSource* source = g_timeout_source_new(0);
-  g_source_set_ready_time(source, g_get_monotonic_time() + (duration.count() + 999) / 1000);
-  co_await SourceWait{impl_->context(), source};
+  const auto now = Clock::now();
+  const auto longest = Clock::time_point::max() - now;  // centuries, where `duration` is absurd
+  co_await TimerWait{impl_->timers(), now + std::min<std::chrono::nanoseconds>(duration, longest)};
 }
 
 Task<void> EventLoop::yield() { co_await Yield{}; }

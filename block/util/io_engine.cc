@@ -86,11 +86,42 @@ Task<std::int64_t> IoEngine::transfer(Operation operation, int fd, ConstIoVec da
   co_return static_cast<std::int64_t>(done);
 }
 
-Task<std::uint64_t> IoEngine::read(int fd, IoVec data, std::uint64_t offset) {
-  const std::int64_t result =
-      co_await transfer(Operation::read, fd, data, offset, Durability::cached);
+// What of `data` the page cache has at once. Small reads are answered here in a quarter of the
+// time that the way through an engine and the loop takes.
+std::uint64_t IoEngine::read_cached(int fd, const IoVec& data, std::uint64_t offset) {
+  constexpr std::size_t most_segments = 8;
+  constexpr std::uint64_t most_bytes = 64 << 10;  // more is worth a thread's or the kernel's time
+  constexpr unsigned most_in_a_row = 32;          // then the loop has its turn
+  constexpr unsigned most_skipped = 256;          // when the data is not cached anyway
+  if (data.size() > most_bytes || data.segment_count() > most_segments) return 0;
+  if (skip_cache_ > 0) {
+    --skip_cache_;
+    return 0;
+  }
+  if (++cached_reads_ > most_in_a_row) {
+    cached_reads_ = 0;
+    return 0;
+  }
+  Vectors vectors;
+  vectors.assign(data);
+  const ssize_t result = preadv2(fd, vectors.data(), static_cast<int>(vectors.count()),
+                                 static_cast<off_t>(offset), RWF_NOWAIT);
+  if (result > 0) {
+    next_skip_ = 1;
+    return static_cast<std::uint64_t>(result);
+  }
+  skip_cache_ = next_skip_;
+  next_skip_ = std::min(next_skip_ * 2, most_skipped);
+  return 0;
+}
+
+Task<std::uint64_t> IoEngine::read(int fd, IoVec data, std::uint64_t offset, Source source) {
+  const std::uint64_t cached = source == Source::page_cache ? read_cached(fd, data, offset) : 0;
+  if (cached == data.size()) co_return cached;
+  const std::int64_t result = co_await transfer(Operation::read, fd, data.slice(cached),
+                                                offset + cached, Durability::cached);
   if (result < 0) throw Error::system_error(static_cast<int>(-result));
-  co_return static_cast<std::uint64_t>(result);
+  co_return cached + static_cast<std::uint64_t>(result);
 }
 
 Task<void> IoEngine::write(int fd, ConstIoVec data, std::uint64_t offset, Durability durability) {

@@ -23,6 +23,8 @@ namespace vise {
 class IoEngine {
  public:
   enum class Durability { cached, data_sync };
+  /// Whether data may be in the page cache, where it is had without waiting: not with O_DIRECT.
+  enum class Source { device, page_cache };
 
   virtual ~IoEngine() = default;
 
@@ -31,7 +33,8 @@ class IoEngine {
 
   /// Fills `data`; returns how many bytes there were, less than data.size() only at the end of the
   /// file.
-  Task<std::uint64_t> read(int fd, IoVec data, std::uint64_t offset);
+  Task<std::uint64_t> read(int fd, IoVec data, std::uint64_t offset,
+                           Source source = Source::device);
 
   /// Writes all of `data`, with data_sync as if followed by sync().
   Task<void> write(int fd, ConstIoVec data, std::uint64_t offset,
@@ -76,6 +79,11 @@ class IoEngine {
   struct Awaiter;
   Task<std::int64_t> transfer(Operation operation, int fd, ConstIoVec data, std::uint64_t offset,
                               Durability durability);
+  std::uint64_t read_cached(int fd, const IoVec& data, std::uint64_t offset);
+
+  unsigned cached_reads_ = 0;  // in a row
+  unsigned skip_cache_ = 0;    // so many reads do not look there first
+  unsigned next_skip_ = 1;     // doubles with each miss
 };
 
 /// Threads are started as needed, up to 64, and stay.

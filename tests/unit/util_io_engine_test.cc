@@ -80,9 +80,59 @@ TEST_P(IoEngineTest, MoreSegmentsThanOneSystemCallTakesAreTransferredWhole) {
 TEST_P(IoEngineTest, AReadBeyondTheEndOfTheFileIsShort) {
   const auto written = random_bytes(1000, 3);
   loop_.run(engine().write(fd_, std::span(written), 0));
-  std::vector<std::byte> read(4096);
-  EXPECT_EQ(loop_.run(engine().read(fd_, std::span(read), 600)), 400u);
-  EXPECT_EQ(loop_.run(engine().read(fd_, std::span(read), 5000)), 0u);
+  for (const auto source : {IoEngine::Source::device, IoEngine::Source::page_cache}) {
+    std::vector<std::byte> read(4096);
+    EXPECT_EQ(loop_.run(engine().read(fd_, std::span(read), 600, source)), 400u);
+    EXPECT_TRUE(std::equal(read.begin(), read.begin() + 400, written.begin() + 600));
+    EXPECT_EQ(loop_.run(engine().read(fd_, std::span(read), 5000, source)), 0u);
+  }
+}
+
+Task<void> read_everywhere(IoEngine& engine, int fd, std::span<const std::byte> expected) {
+  std::mt19937 random(7);
+  for (int i = 0; i < 2000; ++i) {
+    const std::size_t offset = random() % expected.size();
+    std::vector<std::byte> data(std::min<std::size_t>(random() % 5000, expected.size() - offset));
+    const std::uint64_t length =
+        co_await engine.read(fd, std::span(data), offset, IoEngine::Source::page_cache);
+    EXPECT_EQ(length, data.size());
+    EXPECT_TRUE(std::equal(data.begin(), data.end(), expected.begin() + offset));
+  }
+}
+
+TEST_P(IoEngineTest, CachedAndUncachedDataReadTheSame) {
+  const auto written = random_bytes(2 << 20, 6);
+  loop_.run(engine().write(fd_, std::span(written), 0));
+  loop_.run(engine().sync(fd_));
+  // Every second stretch has to come from the disk.
+  for (off_t offset = 0; offset < 2 << 20; offset += 64 << 10) {
+    posix_fadvise(fd_, offset, 32 << 10, POSIX_FADV_DONTNEED);
+  }
+  loop_.run(read_everywhere(engine(), fd_, written));
+}
+
+Task<void> read_until(IoEngine& engine, int fd, const bool& stop) {
+  std::vector<std::byte> data(512);
+  while (!stop) {
+    const std::uint64_t length =
+        co_await engine.read(fd, std::span(data), 0, IoEngine::Source::page_cache);
+    EXPECT_EQ(length, data.size());
+  }
+}
+
+Task<void> stop_later(bool& stop) {
+  co_await EventLoop::current().sleep(std::chrono::milliseconds(1));
+  stop = true;
+}
+
+TEST_P(IoEngineTest, CachedReadsDoNotStarveTheLoop) {
+  const auto written = random_bytes(512, 8);
+  loop_.run(engine().write(fd_, std::span(written), 0));
+  bool stop = false;
+  std::vector<Task<void>> tasks;
+  tasks.push_back(stop_later(stop));
+  tasks.push_back(read_until(engine(), fd_, stop));
+  loop_.run(when_all(std::move(tasks)));
 }
 
 TEST_P(IoEngineTest, ADirectReadEndsAtAnUnalignedEndOfFile) {
