@@ -8,12 +8,12 @@
 #include <string_view>
 
 #include "format/formats.h"
+#include "util/driver_options.h"
 #include "util/value_reader.h"
 #include "vise/context.h"
 #include "vise/driver_table.h"
 #include "vise/error.h"
 #include "vise/graph.h"
-#include "vise/options.h"
 #include "vise/util/checked.h"
 
 namespace vise {
@@ -149,12 +149,9 @@ void check_window(const Window& window, const Child& file) {
 }
 
 Task<std::unique_ptr<Driver>> open(OpenContext& context) {
-  OptionReader reader(context);
-  Window window;
-  window.offset = reader.size("offset").value_or(0);
-  window.size = reader.size("size");
+  const auto given = read_options<qapi::BlockdevOptionsRaw>(context);
+  const Window window{.offset = given.offset.value_or(0), .size = given.size};
   std::unique_ptr<Child> file = co_await context.open_child(std::string("file"), EdgeRole::storage);
-  reader.finish();
   check_window(window, *file);
   DriverTable* probing = context.probed() ? &context.context().drivers() : nullptr;
   co_return std::make_unique<RawDriver>(std::move(file), window, probing);

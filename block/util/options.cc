@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <utility>
 
+#include "util/driver_options.h"
 #include "util/value_reader.h"
 #include "vise/error.h"
 #include "vise/graph.h"
@@ -214,7 +215,8 @@ std::optional<std::size_t> OptionReader::choice(std::string_view name,
 
 void OptionReader::finish() {
   if (context_.options().empty()) return;
-  fail_unexpected(context_.option_path(), context_.options().begin()->first, known_);
+  fail_unexpected(context_.option_path(), context_.options().begin()->first, known_,
+                  node_option_names());
 }
 
 }  // namespace vise

@@ -195,9 +195,12 @@ void ValueReader::null() const {
 }
 
 void fail_unexpected(std::string_view prefix, std::string_view name,
-                     const std::vector<std::string>& known) {
+                     const std::vector<std::string>& known,
+                     const std::vector<std::string>& also_known) {
+  std::vector<std::string> candidates = known;
+  candidates.insert(candidates.end(), also_known.begin(), also_known.end());
   std::string text = fmt::format("Parameter '{}{}' is unexpected", prefix, name);
-  if (const auto nearest = nearest_name(name, known)) {
+  if (const auto nearest = nearest_name(name, candidates)) {
     text += fmt::format(": did you mean '{}{}'?", prefix, *nearest);
   } else if (!known.empty()) {
     text += fmt::format(": known here are {}",
@@ -254,7 +257,7 @@ void DictReader::fail_unknown() const {
   for (const auto& [key, unused] : dict_) {
     if (std::find(known_.begin(), known_.end(), key) != known_.end()) continue;
     const std::string path = where_.path();
-    fail_unexpected(path.empty() ? path : path + ".", key, known_);
+    fail_unexpected(path.empty() ? path : path + ".", key, known_, also_known_);
   }
 }
 

@@ -7,6 +7,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "vise/value.h"
@@ -67,9 +68,11 @@ class ValueReader {
   ValueInput input_;
 };
 
-/// "Parameter 'PREFIX+NAME' is unexpected", followed by the nearest of `known` or all of them.
+/// "Parameter 'PREFIX+NAME' is unexpected", followed by the nearest of `known` and `also_known`, or
+/// by all of `known`.
 [[noreturn]] void fail_unexpected(std::string_view prefix, std::string_view name,
-                                  const std::vector<std::string>& known);
+                                  const std::vector<std::string>& known,
+                                  const std::vector<std::string>& also_known = {});
 
 /// The members of one dictionary, asked for one by one.
 class DictReader {
@@ -97,6 +100,9 @@ class DictReader {
   /// All that was asked for, except references to other nodes.
   std::vector<std::string> names_without_children() const;
 
+  /// Names that others have taken out already, for suggestions.
+  void suggest(std::vector<std::string> names) { also_known_ = std::move(names); }
+
   /// Throws for members nobody asked for, then for required ones that are missing.
   void finish();
 
@@ -106,6 +112,7 @@ class DictReader {
   const Value::Dict& dict_;
   MissingChildren missing_children_;
   std::vector<std::string> known_;
+  std::vector<std::string> also_known_;
   std::vector<std::string> children_;
   std::optional<std::string> missing_;
 };

@@ -204,7 +204,7 @@ TEST_F(GraphOpen, FailuresSayWhatIsWrong) {
       {path, "rwa", "did you mean 'raw'?"},
       {"json:{'driver':'raw'}", "", "'file' is missing"},
       {"json:{'driver':'raw','file':'nobody'}", "", "no node named 'nobody'"},
-      {"json:{'driver':'raw','file':7}", "", "must be a node name or an object"},
+      {"json:{'driver':'raw','file':7}", "", "expected: name of a node or its options"},
       {"json:{'driver':'raw','sise':1," + json_file + "}", "", "sise"},
       {"json:{'driver':'raw','offset':5," + json_file + "}", "", "'offset' is 5"},
       {"json:{'driver':'raw','size':5," + json_file + "}", "", "'size' is 5"},

@@ -7,6 +7,7 @@
 #include <span>
 #include <string>
 
+#include "format/formats.h"
 #include "format/qcow2/create_options.h"
 #include "protocol/protocols.h"
 #include "qapi/qapi-types.h"
@@ -89,6 +90,10 @@ void expect_agreement(std::span<const CreateOption> options, std::set<std::strin
 TEST(QapiCreation, FileOptionsAgreeWithTheSchema) {
   expect_agreement<qapi::BlockdevCreateOptionsFile>(file_driver.create_options,
                                                     {"filename", "size"});
+}
+
+TEST(QapiCreation, RawOptionsAgreeWithTheSchema) {
+  expect_agreement<qapi::BlockdevCreateOptionsRaw>(raw_driver.create_options, {"size"});
 }
 
 TEST(QapiCreation, Qcow2OptionsAgreeWithTheSchema) {

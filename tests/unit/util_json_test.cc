@@ -129,9 +129,11 @@ TEST(Json, WhatIsPrintedReadsBackForRandomText) {
     for (unsigned i = random() % 40; i > 0; --i)
       text += "{}[]:,'\"\\u0019ab.eE-\xc3\xa9 \n"[random() % 25];
     try {
+      // Text is compared, as 2.0 prints as 2, which reads back as an integer.
       const Value value = json::parse(text);
-      EXPECT_EQ(json::parse(json::print(value)), value) << text;
-      EXPECT_EQ(json::parse(json::print_line(value)), value) << text;
+      const std::string line = json::print_line(value);
+      EXPECT_EQ(json::print_line(json::parse(line)), line) << text;
+      EXPECT_EQ(json::print_line(json::parse(json::print(value))), line) << text;
     } catch (const Error& error) {
       EXPECT_EQ(error.code(), EINVAL);
     }
