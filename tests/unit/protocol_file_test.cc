@@ -23,7 +23,9 @@ namespace {
 
 constexpr std::uint64_t kib = 1024;
 
-class FileTest : public testing::Test {
+enum class Engine { io_uring, threads };
+
+class FileTest : public testing::TestWithParam<Engine> {
  protected:
   std::unique_ptr<FileDriver> open(FileOptions options = {}) {
     options.path = file_.path();
@@ -61,11 +63,16 @@ class FileTest : public testing::Test {
     return Error(0, "");
   }
 
-  Context context_;
+  Context context_{{.worker_threads = 1, .io_uring = GetParam() == Engine::io_uring}};
   TemporaryFile file_;
 };
 
-TEST_F(FileTest, AnyByteCanBeWrittenAndRead) {
+INSTANTIATE_TEST_SUITE_P(Engines, FileTest, testing::Values(Engine::io_uring, Engine::threads),
+                         [](const auto& engine) {
+                           return engine.param == Engine::io_uring ? "io_uring" : "threads";
+                         });
+
+TEST_P(FileTest, AnyByteCanBeWrittenAndRead) {
   file_.set_size(100);
   const auto driver = open();
   EXPECT_EQ(driver->size(), 100u);
@@ -75,7 +82,7 @@ TEST_F(FileTest, AnyByteCanBeWrittenAndRead) {
   EXPECT_EQ(file_.content().substr(13, 5), "hello");
 }
 
-TEST_F(FileTest, AWriteBehindTheEndMakesTheFileLonger) {
+TEST_P(FileTest, AWriteBehindTheEndMakesTheFileLonger) {
   file_.set_content("abc");
   const auto driver = open();
   write(*driver, 10, "xyz");
@@ -84,14 +91,14 @@ TEST_F(FileTest, AWriteBehindTheEndMakesTheFileLonger) {
   run(driver->close());
 }
 
-TEST_F(FileTest, TheRestOfTheLastBlockReadsAsZeros) {
+TEST_P(FileTest, TheRestOfTheLastBlockReadsAsZeros) {
   file_.set_content("abc");
   const auto driver = open();
   EXPECT_EQ(read(*driver, 0, 8), std::string("abc\0\0\0\0\0", 8));
   run(driver->close());
 }
 
-TEST_F(FileTest, ErrorsOfOpeningNameTheFile) {
+TEST_P(FileTest, ErrorsOfOpeningNameTheFile) {
   EXPECT_EQ(failure_of([&] { open(); }).message(),
             "Could not open '" + file_.path() + "': No such file or directory");
   std::filesystem::create_directory(file_.path());
@@ -99,17 +106,17 @@ TEST_F(FileTest, ErrorsOfOpeningNameTheFile) {
   EXPECT_EQ(failure_of([&] { open({.read_only = true}); }).code(), EISDIR);
 }
 
-TEST_F(FileTest, AFifoIsRefusedRatherThanWaitedFor) {
+TEST_P(FileTest, AFifoIsRefusedRatherThanWaitedFor) {
   ASSERT_EQ(mkfifo(file_.path().c_str(), 0600), 0);
   EXPECT_EQ(failure_of([&] { open({.read_only = true}); }).code(), EINVAL);
 }
 
-TEST_F(FileTest, ARegularFileIsNoHostDevice) {
+TEST_P(FileTest, ARegularFileIsNoHostDevice) {
   file_.set_size(512);
   EXPECT_EQ(failure_of([&] { open({.device = true}); }).code(), EINVAL);
 }
 
-TEST_F(FileTest, AutoReadOnlyOpensWhatMayNotBeWritten) {
+TEST_P(FileTest, AutoReadOnlyOpensWhatMayNotBeWritten) {
   file_.set_size(512);
   chmod(file_.path().c_str(), 0444);
   chmod(file_.folder().c_str(), 0755);
@@ -128,7 +135,7 @@ TEST_F(FileTest, AutoReadOnlyOpensWhatMayNotBeWritten) {
   run(driver->close());
 }
 
-TEST_F(FileTest, AReopenedDriverMayWrite) {
+TEST_P(FileTest, AReopenedDriverMayWrite) {
   file_.set_content("abcd");
   const auto driver = open({.read_only = true});
   EXPECT_EQ(failure_of([&] { write(*driver, 0, "x"); }).code(), EBADF);
@@ -140,7 +147,7 @@ TEST_F(FileTest, AReopenedDriverMayWrite) {
   run(driver->close());
 }
 
-TEST_F(FileTest, ReopeningANameThatMeansAnotherFileNowIsRefused) {
+TEST_P(FileTest, ReopeningANameThatMeansAnotherFileNowIsRefused) {
   file_.set_content("abcd");
   const auto driver = open({.read_only = true});
   std::filesystem::rename(file_.path(), file_.folder() + "/old");
@@ -150,7 +157,7 @@ TEST_F(FileTest, ReopeningANameThatMeansAnotherFileNowIsRefused) {
   run(driver->close());
 }
 
-TEST_F(FileTest, MapTellsDataFromHoles) {
+TEST_P(FileTest, MapTellsDataFromHoles) {
   file_.set_size(1 << 20);
   const auto driver = open();
   write(*driver, 256 * kib, std::string(64 * kib, 'd'));
@@ -168,7 +175,7 @@ TEST_F(FileTest, MapTellsDataFromHoles) {
   run(driver->close());
 }
 
-TEST_F(FileTest, MapSeesWhatWasWrittenAndPunchedSinceTheLastAnswer) {
+TEST_P(FileTest, MapSeesWhatWasWrittenAndPunchedSinceTheLastAnswer) {
   file_.set_size(1 << 20);
   const auto driver = open();
   EXPECT_EQ(map(*driver, 0, 1 << 20).kind, Extent::Kind::zero);
@@ -184,7 +191,7 @@ TEST_F(FileTest, MapSeesWhatWasWrittenAndPunchedSinceTheLastAnswer) {
   run(driver->close());
 }
 
-TEST_F(FileTest, ZeroingKeepsTheSpaceUnlessItMayBeGivenBack) {
+TEST_P(FileTest, ZeroingKeepsTheSpaceUnlessItMayBeGivenBack) {
   const auto size = 256 * kib;
   file_.set_content(std::string(size, 'd'));
   const auto driver = open();
@@ -204,7 +211,7 @@ TEST_F(FileTest, ZeroingKeepsTheSpaceUnlessItMayBeGivenBack) {
   EXPECT_EQ(file_.content(), expected);
 }
 
-TEST_F(FileTest, ZeroingAcrossTheEndMakesTheFileLonger) {
+TEST_P(FileTest, ZeroingAcrossTheEndMakesTheFileLonger) {
   for (const bool may_unmap : {false, true}) {
     file_.set_content(std::string(5000, 'd'));
     const auto driver = open();
@@ -217,7 +224,7 @@ TEST_F(FileTest, ZeroingAcrossTheEndMakesTheFileLonger) {
   }
 }
 
-TEST_F(FileTest, DiscardedSpaceIsGivenBack) {
+TEST_P(FileTest, DiscardedSpaceIsGivenBack) {
   file_.set_content(std::string(256 * kib, 'd'));
   const auto driver = open();
   run(driver->flush());
@@ -228,7 +235,7 @@ TEST_F(FileTest, DiscardedSpaceIsGivenBack) {
   run(driver->close());
 }
 
-TEST_F(FileTest, TruncatePreallocatesAsTold) {
+TEST_P(FileTest, TruncatePreallocatesAsTold) {
   struct Case {
     Preallocation mode;
     bool allocates;
@@ -256,7 +263,7 @@ TEST_F(FileTest, TruncatePreallocatesAsTold) {
   run(driver->close());
 }
 
-TEST_F(FileTest, DirectIoStatesItsAlignmentAndObeysTheEndOfTheFile) {
+TEST_P(FileTest, DirectIoStatesItsAlignmentAndObeysTheEndOfTheFile) {
   file_.set_content(std::string(5000, 'd'));
   const auto driver = open({.direct = true});
   const Limits limits = driver->limits();
@@ -290,7 +297,7 @@ class BrokenEngine final : public IoEngine {
   IoEngine& engine_;
 };
 
-TEST_F(FileTest, AFailedFlushStaysFailed) {
+TEST_P(FileTest, AFailedFlushStaysFailed) {
   file_.set_size(512);
   BrokenEngine engine(context_.io());
   const auto driver = FileDriver::open({.path = file_.path()}, engine, nullptr);
@@ -302,7 +309,7 @@ TEST_F(FileTest, AFailedFlushStaysFailed) {
   run(driver->close());
 }
 
-TEST_F(FileTest, FlushDoesNothingWithNoFlush) {
+TEST_P(FileTest, FlushDoesNothingWithNoFlush) {
   file_.set_size(512);
   BrokenEngine engine(context_.io());
   const auto driver = FileDriver::open({.path = file_.path(), .no_flush = true}, engine, nullptr);
@@ -311,7 +318,7 @@ TEST_F(FileTest, FlushDoesNothingWithNoFlush) {
   run(driver->close());
 }
 
-TEST_F(FileTest, DescriptorsDoNotLeak) {
+TEST_P(FileTest, DescriptorsDoNotLeak) {
   file_.set_size(512);
   const int before = dup(0);
   close(before);
@@ -326,7 +333,7 @@ TEST_F(FileTest, DescriptorsDoNotLeak) {
   EXPECT_EQ(before, after);
 }
 
-TEST_F(FileTest, RandomRequestsMatchAModelInMemory) {
+TEST_P(FileTest, RandomRequestsMatchAModelInMemory) {
   const unsigned seed = std::getenv("SEED") != nullptr
                             ? static_cast<unsigned>(std::atoi(std::getenv("SEED")))
                             : std::random_device{}();
