@@ -57,7 +57,9 @@ Task<void> Child::detach() {
   assert(in_flight_ == 0 && "a request still uses this edge");
   std::shared_ptr<Node> node = node_;
   Graph::Internals::unlink(*this);
-  co_await Graph::Internals::relax_permissions(*node);
+  // A node that closes now keeps its rights below to the end: it may have to write what it holds.
+  const bool lives_on = node->owned_by_graph_ || !node->parents_.empty();
+  if (lives_on) co_await Graph::Internals::relax_permissions(*node);
   Graph& graph = node->graph();
   co_await graph.release(std::move(node));
 }
