@@ -237,6 +237,7 @@ Limits Qcow2::limits() const {
   limits.can_zero = true;
   limits.can_discard = true;
   limits.can_compress = !geometry_.data_file;
+  limits.codec = header_.compression;
   return limits;
 }
 
