@@ -47,6 +47,9 @@ struct Graph::Internals {
   /// Settles which driver is meant, then opens the node.
   static Task<std::shared_ptr<Node>> open_layer(Graph& graph, OpenRequest request,
                                                 OpenContext* parent, EdgeRole role);
+  /// Takes the generic options out of the request.
+  static std::shared_ptr<Node> make_node(Graph& graph, const DriverType& type,
+                                         OpenRequest& request);
   /// `type` is null if the content of the child "file" is to tell it.
   static Task<std::shared_ptr<Node>> open_node(Graph& graph, const DriverType* type,
                                                OpenRequest request, OpenContext* parent,

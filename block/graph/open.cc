@@ -164,19 +164,24 @@ Task<std::shared_ptr<Node>> Graph::Internals::open_layer(Graph& graph, OpenReque
   co_return co_await open_node(graph, type, std::move(request), parent, role);
 }
 
+std::shared_ptr<Node> Graph::Internals::make_node(Graph& graph, const DriverType& type,
+                                                  OpenRequest& request) {
+  NodeOptions options = take_node_options(request.options, request.defaults, request.option_path);
+  if (options.node_name.empty()) {
+    options.node_name = fmt::format("#block{:03}", graph.next_node_number_++);
+  } else if (graph.find(options.node_name) != nullptr) {
+    throw Error(EEXIST, fmt::format("There is a node named '{}' already", options.node_name));
+  }
+  return std::shared_ptr<Node>(new Node(graph, type, std::move(options)));
+}
+
 Task<std::shared_ptr<Node>> Graph::Internals::open_node(Graph& graph, const DriverType* type,
                                                         OpenRequest request, OpenContext* parent,
                                                         EdgeRole role) {
+  // raw stands in until the content has told the format.
   const DriverType& known = type != nullptr ? *type : graph.context().drivers().get("raw");
   Value::Dict full_options = request.options;
-  NodeOptions node_options =
-      take_node_options(request.options, request.defaults, request.option_path);
-  if (node_options.node_name.empty()) {
-    node_options.node_name = fmt::format("#block{:03}", graph.next_node_number_++);
-  } else if (graph.find(node_options.node_name) != nullptr) {
-    throw Error(EEXIST, fmt::format("There is a node named '{}' already", node_options.node_name));
-  }
-  const std::shared_ptr<Node> node(new Node(graph, known, std::move(node_options)));
+  const std::shared_ptr<Node> node = make_node(graph, known, request);
 
   OpenContext context(*node);
   context.filename_ = request.filename;
