@@ -102,7 +102,8 @@ Task<void> run_close(Call& call) { co_await call.state.close_image(); }
 Task<void> run_reopen(Call& call) {
   const Arguments& arguments = call.arguments;
   if (!arguments.operands.empty()) call.fail_with_usage();
-  if (arguments.has('r') && arguments.has('w')) Call::fail("Only one of -r/-w can be given");
+  if (arguments.has('r') && arguments.has('w'))
+    throw Error(EINVAL, "Only one of -r and -w can be given");
   if (arguments.has('o')) throw Error(ENOTSUP, "Driver options cannot be changed");
   if (const std::string* name = arguments.last('c')) {
     const CacheMode mode = parse_cache_mode(*name);
@@ -160,7 +161,7 @@ Task<void> run_discard(Call& call) {
   try {
     co_await call.state.image()->discard({GuestOffset(offset), length});
   } catch (const Error& error) {
-    fail_request("discard", error);
+    fail_request(call.state, "discard", error);
   }
   print(report_text({"discard", offset, length, length, watch.elapsed()},
                     report_style(call.arguments)));

@@ -68,12 +68,12 @@ bool report_read(const ReadRequest& request, std::chrono::nanoseconds elapsed) {
   return matches;
 }
 
-Task<void> read_and_report(Child& image, ReadRequest& request, std::string_view verb) {
+Task<void> read_and_report(const IoState& state, ReadRequest& request, std::string_view verb) {
   const Stopwatch watch;
   try {
-    co_await image.read(request.offset, IoVec(request.buffer.segments()));
+    co_await state.image()->read(request.offset, IoVec(request.buffer.segments()));
   } catch (const Error& error) {
-    fail_request(verb, error);
+    fail_request(state, verb, error);
   }
   if (!report_read(request, watch.elapsed())) throw CommandFailed();
 }
@@ -89,9 +89,9 @@ ReadRequest make_request(const Call& call, std::span<const std::uint64_t> length
                      .buffer = RequestBuffer(call.state, lengths, unread)};
 }
 
-Task<void> read_beside(Child& image, std::unique_ptr<ReadRequest> request) {
+Task<void> read_beside(const IoState& state, std::unique_ptr<ReadRequest> request) {
   try {
-    co_await read_and_report(image, *request, "readv");
+    co_await read_and_report(state, *request, "readv");
   } catch (const CommandFailed&) {
     // Asynchronous requests never make a command fail.
   }
@@ -105,9 +105,9 @@ Task<void> run_read(Call& call) {
   const std::vector<std::uint64_t> lengths = length_operands(call, 1);
   ReadRequest request = make_request(call, lengths, offset);
   if (call.arguments.has('b')) {
-    fail_request("read", Error(ENOTSUP, "VM state cannot be accessed"));
+    fail_request(call.state, "read", Error(EOPNOTSUPP, "The VM state cannot be accessed"));
   }
-  co_await read_and_report(*call.state.image(), request, "read");
+  co_await read_and_report(call.state, request, "read");
 }
 
 Task<void> run_readv(Call& call) {
@@ -115,7 +115,7 @@ Task<void> run_readv(Call& call) {
   const std::uint64_t offset = call.size_operand(0);
   const std::vector<std::uint64_t> lengths = length_operands(call, 1);
   ReadRequest request = make_request(call, lengths, offset);
-  co_await read_and_report(*call.state.image(), request, "readv");
+  co_await read_and_report(call.state, request, "readv");
 }
 
 Task<void> run_aio_read(Call& call) {
@@ -127,7 +127,7 @@ Task<void> run_aio_read(Call& call) {
   const std::uint64_t offset = call.size_operand(0);
   const std::vector<std::uint64_t> lengths = length_operands(call, 1);
   auto request = std::make_unique<ReadRequest>(make_request(call, lengths, offset));
-  Task<void> work = read_beside(*call.state.image(), std::move(request));
+  Task<void> work = read_beside(call.state, std::move(request));
   call.state.outstanding().spawn(std::move(work));
 }
 

@@ -59,12 +59,11 @@ bool consists_of(std::span<const std::byte> data, std::byte pattern) {
   return std::all_of(data.begin(), data.end(), [&](std::byte b) { return b == pattern; });
 }
 
-void print_request_failure(std::string_view verb, const Error& error) {
-  print(fmt::format("{} failed: {}\n", verb, error.message()));
-}
-
-void fail_request(std::string_view verb, const Error& error) {
-  print_request_failure(verb, error);
+void fail_request(const IoState& state, std::string_view verb, const Error& error) {
+  // The line on stdout is what scripts compare; what else is known goes to stderr.
+  const std::string text = std::strerror(error.code());
+  print(fmt::format("{} failed: {}\n", verb, text));
+  if (error.message() != text) print_error(state.program(), error);
   throw CommandFailed();
 }
 

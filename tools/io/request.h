@@ -58,8 +58,8 @@ class Stopwatch {
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
 
-/// "VERB failed: TEXT" on stdout, and the command fails.
-[[noreturn]] void fail_request(std::string_view verb, const Error& error);
-void print_request_failure(std::string_view verb, const Error& error);
+/// "VERB failed: TEXT" on stdout, TEXT being that of the errno, more about it on stderr; the
+/// command fails.
+[[noreturn]] void fail_request(const IoState& state, std::string_view verb, const Error& error);
 
 }  // namespace vise::tools

@@ -58,7 +58,8 @@ void fill_from_file(std::span<std::byte> data, const std::string& path) {
   }
 }
 
-Task<void> write_and_report(Child& image, WriteRequest& request, std::string_view verb) {
+Task<void> write_and_report(const IoState& state, WriteRequest& request, std::string_view verb) {
+  Child& image = *state.image();
   const Stopwatch watch;
   try {
     if (request.zeroes) {
@@ -67,7 +68,7 @@ Task<void> write_and_report(Child& image, WriteRequest& request, std::string_vie
       co_await image.write(request.offset, ConstIoVec(request.buffer->segments()), request.flags);
     }
   } catch (const Error& error) {
-    fail_request(verb, error);
+    fail_request(state, verb, error);
   }
   print(report_text(
       {"wrote", request.offset.bytes(), request.length, request.length, watch.elapsed()},
@@ -112,9 +113,9 @@ void allocate(const Call& call, WriteRequest& request) {
   request.buffer.emplace(call.state, length_operands(call, 1), write_pattern(call.arguments));
 }
 
-Task<void> write_beside(Child& image, std::unique_ptr<WriteRequest> request) {
+Task<void> write_beside(const IoState& state, std::unique_ptr<WriteRequest> request) {
   try {
-    co_await write_and_report(image, *request, "aio_write");
+    co_await write_and_report(state, *request, "aio_write");
   } catch (const CommandFailed&) {
     // Asynchronous requests never make a command fail.
   }
@@ -140,16 +141,17 @@ Task<void> run_write(Call& call) {
   if (const std::string* file = arguments.last('s')) {
     fill_from_file(request.buffer->bytes(), *file);
   }
-  if (arguments.has('b')) fail_request("write", Error(ENOTSUP, "VM state cannot be accessed"));
+  if (arguments.has('b'))
+    fail_request(call.state, "write", Error(EOPNOTSUPP, "The VM state cannot be accessed"));
   request.flags.compressed = arguments.has('c');
-  co_await write_and_report(*call.state.image(), request, "write");
+  co_await write_and_report(call.state, request, "write");
 }
 
 Task<void> run_writev(Call& call) {
   if (call.arguments.operands.size() < 2) call.fail_with_usage();
   WriteRequest request = make_request(call);
   allocate(call, request);
-  co_await write_and_report(*call.state.image(), request, "writev");
+  co_await write_and_report(call.state, request, "writev");
 }
 
 Task<void> run_aio_write(Call& call) {
@@ -168,7 +170,7 @@ Task<void> run_aio_write(Call& call) {
   }
   auto request = std::make_unique<WriteRequest>(make_request(call));
   allocate(call, *request);
-  Task<void> work = write_beside(*call.state.image(), std::move(request));
+  Task<void> work = write_beside(call.state, std::move(request));
   call.state.outstanding().spawn(std::move(work));
 }
 
