@@ -14,6 +14,7 @@
 #include "vise/driver_table.h"
 #include "vise/error.h"
 #include "vise/graph.h"
+#include "vise/image_operations.h"
 #include "vise/util/checked.h"
 
 namespace vise {
@@ -196,12 +197,19 @@ constexpr CreateOption create_options[] = {
     {"preallocation", CreateOption::Type::string, "Preallocation mode (off, falloc, full)"},
 };
 
+// Every byte has its place from the start.
+Task<MeasureResult> measure(MeasureRequest& request) {
+  const std::uint64_t size = align_up(request.size, sector);
+  co_return MeasureResult{.required = size, .fully_allocated = size, .bitmaps = std::nullopt};
+}
+
 }  // namespace
 
 const DriverType raw_driver = {.name = "raw",
                                .kind = DriverKind::format,
                                .open = open,
                                .create = create,
-                               .create_options = create_options};
+                               .create_options = create_options,
+                               .measure = measure};
 
 }  // namespace vise

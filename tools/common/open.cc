@@ -8,6 +8,7 @@
 
 #include "util/keyval.h"
 #include "vise/error.h"
+#include "vise/util/checked.h"
 
 namespace vise::tools {
 
@@ -74,6 +75,8 @@ OpenRequest open_request(const Program& program, const ImageArguments& image) {
   if (!image.aio.empty()) set_aio(request, image.aio);
   return request;
 }
+
+std::uint64_t shown_size(std::uint64_t bytes) { return align_up(bytes, 512); }
 
 ImageSession::ImageSession(const Program& program, Context::Options options)
     : program_(program), context_(options), graph_(context_) {

@@ -44,6 +44,9 @@ Value::Dict image_options(const Program& program, std::string_view text);
 /// exclude each other.
 OpenRequest open_request(const Program& program, const ImageArguments& image);
 
+/// The size of an image as the programs tell it: in whole sectors of 512 bytes.
+std::uint64_t shown_size(std::uint64_t bytes);
+
 /// A loop, a graph, and the roots that were opened in it.
 class ImageSession {
  public:

@@ -71,7 +71,7 @@ void Progress::set(double fraction, std::uint64_t bytes) {
 }
 
 void Progress::complete() {
-  if (shows_) show(100, bytes_);
+  if (shows_ && shown_percent_ < 100) show(100, bytes_);
 }
 
 void Progress::end() {

@@ -198,8 +198,8 @@ Task<Verdict> Comparison::walk(std::uint64_t from, std::uint64_t end) {
 }
 
 Task<Verdict> Comparison::run() {
-  const std::uint64_t common = std::min(a_.size(), b_.size());
-  const std::uint64_t whole = std::max(a_.size(), b_.size());
+  const std::uint64_t common = std::min(shown_size(a_.size()), shown_size(b_.size()));
+  const std::uint64_t whole = std::max(shown_size(a_.size()), shown_size(b_.size()));
   if (strict_ && common != whole) {
     co_return Verdict{different, "Strict mode: Image size mismatch!"};
   }

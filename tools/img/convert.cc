@@ -191,17 +191,31 @@ Task<void> make_target(ImageSession& session, const Request& request, Target tar
       .context(request.target.filename);
 }
 
+// Opened so that nobody can write the source meanwhile, least of all ourselves by making the
+// target.
+Task<Child*> open_source(ImageSession& session, const ImageArguments& source) {
+  Child* root = co_await session.open(source);
+  if (!source.force_share) {
+    Permissions reading;
+    reading.uses = Permission::consistent_read;
+    reading.shares = PermissionSet(Permission::consistent_read) | Permission::write_unchanged;
+    co_await root->set_permissions(reading);
+  }
+  co_return root;
+}
+
 Task<int> convert(ImageSession& session, const Request& request) {
   std::optional<Target> target;
   if (request.create) target = plan_target(session, request);
   CopyRequest copying;
   std::uint64_t size = 0;
   for (const ImageArguments& source : request.sources) {
-    Child* root = co_await session.open(source);
+    Child* root = co_await open_source(session, source);
     copying.sources.push_back(root);
     size += align_up(root->size(), 512);
   }
   const bool has_backing = target && target->options.contains("backing_file");
+  const bool new_file = target && target->types.protocol->name == "file";
   if (target) co_await make_target(session, request, std::move(*target), size);
   Child* root = co_await session.open(request.target);
   if (request.copy.compressed && !root->limits().can_compress) {
@@ -215,6 +229,8 @@ Task<int> convert(ImageSession& session, const Request& request) {
   copying.target = root;
   if (has_backing) copying.base = base_of(*copying.sources.front());
   copying.options = request.copy;
+  // A new file holds nothing yet, preallocated or not; a device may hold anything.
+  if (new_file && !has_backing) copying.options.target_is_zero = true;
   Progress progress({.show = request.show_progress, .quiet = request.quiet});
   copying.on_progress = [&progress](const CopyProgress& state) {
     const auto total = static_cast<double>(std::max<std::uint64_t>(1, state.total));

@@ -8,6 +8,7 @@
 
 #include "graph/file_names.h"
 #include "qapi/qapi-types.h"
+#include "tools/common/open.h"
 #include "tools/common/sizes.h"
 #include "tools/common/snapshot_list.h"
 #include "tools/common/specific.h"
@@ -138,7 +139,7 @@ Task<Value> image_info(Node& node) {
   Value::Dict result;
   Value::List children = co_await children_info(node);
   result.set("children", std::move(children));
-  result.set("virtual-size", node.size());
+  result.set("virtual-size", shown_size(node.size()));
   result.set("filename", node.filename());
   result.set("format", node.type().name);
   const std::optional<std::uint64_t> disk = allocated_bytes(node);

@@ -103,20 +103,34 @@ class Printer {
   bool first_ = true;
 };
 
+// What lies at `position`; past the end of the image, up to the end of its last sector, zeros.
+Task<Entry> entry_at(Child& root, std::uint64_t position, std::uint64_t end) {
+  Entry entry{.start = position};
+  const std::uint64_t size = root.size();
+  if (position >= size) {
+    entry.status.zero = true;
+    entry.status.allocated = true;
+    entry.status.length = end - position;
+    co_return entry;
+  }
+  const GuestRange range{GuestOffset(position), std::min(end, size) - position};
+  entry.status = co_await block_status(root.node(), range)
+                     .context(fmt::format("Could not map the range from {} on", position));
+  entry.status.length = std::min(entry.status.length, range.length);
+  // A compressed extent has no one place that bytes could be read from.
+  if (entry.status.compressed) entry.status.host.reset();
+  co_return entry;
+}
+
 Task<int> map(ImageSession& session, const Request& request) {
   Child* root = co_await session.open(request.image);
-  const std::uint64_t size = root->size();
+  const std::uint64_t size = shown_size(root->size());
   const std::uint64_t start = std::min(request.start, size);
   const std::uint64_t end = start + std::min(request.length.value_or(size), size - start);
   Printer printer(request.output);
   Entry current{.start = request.start};
   for (std::uint64_t position = start; position < end;) {
-    Entry next{.start = position};
-    next.status = co_await block_status(root->node(), {GuestOffset(position), end - position})
-                      .context(fmt::format("Could not map the range from {} on", position));
-    next.status.length = std::min(next.status.length, end - position);
-    // A compressed extent has no one place that bytes could be read from.
-    if (next.status.compressed) next.status.host.reset();
+    const Entry next = co_await entry_at(*root, position, end);
     position = next.end();
     if (current.status.length > 0 && current.continues_in(next)) {
       current.status.length += next.status.length;

@@ -148,7 +148,8 @@ Task<void> run_truncate(Call& call) {
 }
 
 Task<void> run_length(Call& call) {
-  print(io_size_text(static_cast<double>(call.state.image()->size())) + "\n");
+  const std::uint64_t size = shown_size(call.state.image()->size());
+  print(io_size_text(static_cast<double>(size)) + "\n");
   co_return;
 }
 
