@@ -23,9 +23,11 @@ Task<void> Driver::truncate(std::uint64_t, TruncateOptions) {
   co_return;
 }
 
-Task<std::optional<EncodedExtent>> Driver::read_encoded(GuestOffset) { co_return std::nullopt; }
+Task<EncodedRun> Driver::read_encoded(GuestRange) { co_return EncodedRun(); }
 
-Task<bool> Driver::write_encoded(GuestOffset, const EncodedExtent&, WriteFlags) { co_return false; }
+Task<bool> Driver::write_encoded(GuestOffset, std::span<const EncodedExtent>, WriteFlags) {
+  co_return false;
+}
 
 Task<DriverInfo> Driver::info() { co_return DriverInfo{}; }
 
@@ -75,13 +77,13 @@ Task<void> Filter::truncate(std::uint64_t size, TruncateOptions options) {
   return child_->truncate(size, options);
 }
 
-Task<std::optional<EncodedExtent>> Filter::read_encoded(GuestOffset offset) {
-  return child_->read_encoded(offset);
+Task<EncodedRun> Filter::read_encoded(GuestRange range) {
+  return child_->read_encoded(range);
 }
 
-Task<bool> Filter::write_encoded(GuestOffset offset, const EncodedExtent& extent,
+Task<bool> Filter::write_encoded(GuestOffset offset, std::span<const EncodedExtent> extents,
                                  WriteFlags flags) {
-  return child_->write_encoded(offset, extent, flags);
+  return child_->write_encoded(offset, extents, flags);
 }
 
 Task<DriverInfo> Filter::info() { return child_->node().driver().info(); }

@@ -260,33 +260,35 @@ Task<Extent> Child::map(GuestRange range, MapMode mode) {
   co_return co_await node.driver().map(range, mode);
 }
 
-Task<std::optional<EncodedExtent>> Child::read_encoded(GuestOffset offset) {
+Task<EncodedRun> Child::read_encoded(GuestRange range) {
   if (Admission(*this)) co_await Admission::wait(*this);
   Node& node = *node_;
-  const GuestRange cluster{offset, std::max<std::uint64_t>(node.tracking().limits.cluster_size, 1)};
-  if (offset.bytes() >= node.size()) throw_outside(node, cluster);
-  TrackedRequest request(*this, cluster, Change::none, Serialising::no);
+  check_inside(node, range);
+  TrackedRequest request(*this, range, Change::none, Serialising::no);
   while (TrackedRequest* older = request.blocker()) co_await older->finished(request);
-  co_return co_await node.driver().read_encoded(offset);
+  co_return co_await node.driver().read_encoded(range);
 }
 
-Task<bool> Child::write_encoded(GuestOffset offset, const EncodedExtent& extent, WriteFlags flags) {
+Task<bool> Child::write_encoded(GuestOffset offset, std::span<const EncodedExtent> extents,
+                                WriteFlags flags) {
   if (Admission(*this)) co_await Admission::wait(*this);
   Node& node = *node_;
   const Node::Tracking& tracking = node.tracking();
   check_may_write(*this, flags.unchanged);
-  const GuestRange cluster{offset, extent.guest_length};
-  if (offset.bytes() >= node.size()) throw_outside(node, cluster);
-  if (!tracking.limits.can_compress || !offset.is_aligned(tracking.effective.compressed_unit)) {
-    co_return false;
-  }
-  TrackedRequest request(*this, cluster, Change::content,
+  if (extents.empty()) co_return true;
+  GuestRange range{offset, 0};
+  for (const EncodedExtent& extent : extents) range.length += extent.guest_length;
+  // The last cluster of the disk may be a partial one.
+  const std::uint64_t unit = tracking.effective.compressed_unit;
+  if (!range.ends_by(align_up(node.size(), unit))) throw_outside(node, range);
+  if (!tracking.limits.can_compress || !offset.is_aligned(unit)) co_return false;
+  TrackedRequest request(*this, range, Change::content,
                          flags.serialising ? Serialising::yes : Serialising::no);
   while (TrackedRequest* older = request.blocker()) co_await older->finished(request);
   const bool flush_after =
       flags.fua && !tracking.limits.native_fua && !node.options().cache_no_flush;
   if (flush_after || node.options().cache_no_flush) flags.fua = false;
-  const bool stored = co_await node.driver().write_encoded(offset, extent, flags);
+  const bool stored = co_await node.driver().write_encoded(offset, extents, flags);
   if (stored && flush_after) co_await node.driver().flush();
   co_return stored;
 }

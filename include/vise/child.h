@@ -43,8 +43,9 @@ class Child {
   /// Only whole units of the node's discard alignment are discarded, the rest is left alone.
   Task<void> discard(GuestRange range);
   Task<Extent> map(GuestRange range, MapMode mode = MapMode::precise);
-  Task<std::optional<EncodedExtent>> read_encoded(GuestOffset offset);
-  Task<bool> write_encoded(GuestOffset offset, const EncodedExtent& extent, WriteFlags flags = {});
+  Task<EncodedRun> read_encoded(GuestRange range);
+  Task<bool> write_encoded(GuestOffset offset, std::span<const EncodedExtent> extents,
+                           WriteFlags flags = {});
 
   Task<void> read(HostOffset offset, IoVec data) { return read(guest(offset), data); }
   Task<void> write(HostOffset offset, ConstIoVec data, WriteFlags flags = {}) {

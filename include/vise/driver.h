@@ -104,11 +104,17 @@ enum class MapMode {
   allocation_only  // only zero/data/backing as the format's tables say
 };
 
-/// One compressed cluster as it is stored, for moving it without decoding.
+/// One compressed cluster as it is stored, for moving it without decoding. The bytes are borrowed.
 struct EncodedExtent {
-  Codec codec = Codec::deflate;   // deflate: a raw RFC 1951 stream
-  std::uint64_t guest_length = 0; // bytes it decodes to: the cluster size
-  Buffer data;                    // the stored bytes; may end in slop the decoder never reads
+  Codec codec = Codec::deflate;     // deflate: a raw RFC 1951 stream
+  std::uint64_t guest_length = 0;   // bytes it decodes to: the cluster size
+  std::span<const std::byte> data;  // the stored bytes; may end in slop the decoder never reads
+};
+
+/// Consecutive compressed clusters, read in one go.
+struct EncodedRun {
+  Buffer storage;                      // what the extents' data lies in
+  std::vector<EncodedExtent> extents;  // empty: the first cluster is not to be had encoded
 };
 
 enum class DriverKind { protocol, format, filter };
@@ -192,13 +198,14 @@ class Driver {
   /// Changes size(). Throws Error(ENOTSUP) where it cannot be changed.
   virtual Task<void> truncate(std::uint64_t size, TruncateOptions options);
 
-  /// The cluster at `offset` (aligned to the cluster size) as it is stored, or nothing if it is
-  /// not compressed or not to be had that way.
-  virtual Task<std::optional<EncodedExtent>> read_encoded(GuestOffset offset);
+  /// The compressed clusters from `range.start` (aligned to the cluster size) on, as they are
+  /// stored: as many as lie together on the host, none past the end of `range`. No extents if the
+  /// first cluster is not compressed or not to be had that way.
+  virtual Task<EncodedRun> read_encoded(GuestRange range);
 
-  /// Stores an encoded cluster at `offset` as it is. False, with nothing changed, if codec or
-  /// length do not fit. The level and fua of `flags` are meaningless here.
-  virtual Task<bool> write_encoded(GuestOffset offset, const EncodedExtent& extent,
+  /// Stores encoded clusters from `offset` (aligned to the cluster size) on as they are. False,
+  /// with nothing changed, if a codec or length does not fit. The level of `flags` means nothing.
+  virtual Task<bool> write_encoded(GuestOffset offset, std::span<const EncodedExtent> extents,
                                    WriteFlags flags);
 
   virtual Task<DriverInfo> info();

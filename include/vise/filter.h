@@ -25,8 +25,8 @@ class Filter : public Driver {
   Task<void> discard(GuestRange range) override;
   Task<void> flush() override;
   Task<void> truncate(std::uint64_t size, TruncateOptions options) override;
-  Task<std::optional<EncodedExtent>> read_encoded(GuestOffset offset) override;
-  Task<bool> write_encoded(GuestOffset offset, const EncodedExtent& extent,
+  Task<EncodedRun> read_encoded(GuestRange range) override;
+  Task<bool> write_encoded(GuestOffset offset, std::span<const EncodedExtent> extents,
                            WriteFlags flags) override;
   Task<DriverInfo> info() override;
   Task<void> close() override;

@@ -51,8 +51,8 @@ class Qcow2 : public Driver, public Checkable {
   Task<void> discard(GuestRange range) override;
   Task<void> flush() override;
   Task<void> truncate(std::uint64_t size, TruncateOptions options) override;
-  Task<std::optional<EncodedExtent>> read_encoded(GuestOffset offset) override;
-  Task<bool> write_encoded(GuestOffset offset, const EncodedExtent& extent,
+  Task<EncodedRun> read_encoded(GuestRange range) override;
+  Task<bool> write_encoded(GuestOffset offset, std::span<const EncodedExtent> extents,
                            WriteFlags flags) override;
   Task<DriverInfo> info() override;
   Task<void> reopen(bool read_only) override;
@@ -112,7 +112,7 @@ class Qcow2 : public Driver, public Checkable {
   GuestRange copy_bounds(const Piece& piece, GuestRange written) const;
 
   // write_compressed.cc
-  struct StoredCluster;
+  struct StoredCluster;  // stored_cluster.h
   class CompressJob;
   Task<void> write_compressed(GuestOffset offset, ConstIoVec data, int level);
   Task<void> store(std::uint64_t first, std::span<StoredCluster> clusters,

@@ -6,19 +6,11 @@
 
 #include "codec/codec.h"
 #include "format/qcow2/qcow2.h"
+#include "format/qcow2/stored_cluster.h"
 #include "vise/context.h"
 #include "vise/error.h"
 
 namespace vise::qcow2 {
-
-/// What becomes of one guest cluster.
-struct Qcow2::StoredCluster {
-  enum class Kind { compressed, normal, zero, unchanged };
-  Kind kind = Kind::normal;
-  std::span<const std::byte> bytes;  // what goes to the host; empty for zero and unchanged
-  HostOffset host;                   // once it has space
-  bool placed = false;
-};
 
 /// Compresses clusters on the worker pool.
 class Qcow2::CompressJob {
@@ -177,41 +169,6 @@ Task<void> Qcow2::place(std::uint64_t first, std::span<StoredCluster> clusters,
                                                                         : Packer::Stream::clusters;
     packer_.append(stream, cluster.host, cluster.bytes, receipt);
   }
-}
-
-Task<bool> Qcow2::write_encoded(GuestOffset offset, const EncodedExtent& extent, WriteFlags) {
-  require_writable();
-  const bool fits = extent.codec == header_.compression &&
-                    extent.guest_length == geometry_.cluster_size && !geometry_.data_file &&
-                    !extent.data.empty() && extent.data.size() < geometry_.cluster_size &&
-                    offset.is_aligned(geometry_.cluster_size);
-  if (!fits) co_return false;
-  FlightRegister::Flight flight(flights_);
-  if (header_.autoclear_features != 0) co_await begin_change();
-  const std::uint64_t first = geometry_.cluster_of(offset);
-  TicketQueue::Ticket ticket = tickets_.take();
-  RangeLocks::Guard lock = locks_.enqueue(first, first);
-  co_await lock.held();
-  ticket.set_appending(true);
-  StoredCluster cluster;
-  cluster.kind = StoredCluster::Kind::compressed;
-  cluster.bytes = extent.data.span();
-  co_await store(first, std::span(&cluster, 1), ticket);
-  co_await commit_if_due();
-  co_return true;
-}
-
-Task<std::optional<EncodedExtent>> Qcow2::read_encoded(GuestOffset offset) {
-  FlightRegister::Flight flight(flights_);
-  if (!offset.is_aligned(geometry_.cluster_size)) co_return std::nullopt;
-  const Descriptor descriptor = co_await mapping_.get(geometry_.cluster_of(offset));
-  if (!descriptor.compressed) co_return std::nullopt;
-  EncodedExtent extent;
-  extent.codec = header_.compression;
-  extent.guest_length = geometry_.cluster_size;
-  extent.data = Buffer(descriptor.stored_length);
-  co_await read_padded(*file_, descriptor.host, extent.data.span());
-  co_return extent;
 }
 
 }  // namespace vise::qcow2

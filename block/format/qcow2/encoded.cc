@@ -1,0 +1,95 @@
+// Moving compressed clusters as they are stored, without decoding them.
+#include <algorithm>
+#include <vector>
+
+#include "format/qcow2/qcow2.h"
+#include "format/qcow2/stored_cluster.h"
+
+namespace vise::qcow2 {
+
+namespace {
+
+constexpr std::uint64_t most_stored_at_once = 1u << 20;  // bytes of one host read
+
+// The stored length is an upper bound by sectors. Where the next guest cluster was packed right
+// behind this one, as writers do, its start tells the end to the byte.
+std::uint64_t trimmed_length(const Descriptor& cluster, const Descriptor* next) {
+  if (next == nullptr || !next->compressed || next->host <= cluster.host) {
+    return cluster.stored_length;
+  }
+  return std::min(cluster.stored_length, next->host - cluster.host);
+}
+
+}  // namespace
+
+Task<EncodedRun> Qcow2::read_encoded(GuestRange range) {
+  FlightRegister::Flight flight(flights_);
+  EncodedRun run;
+  const std::uint64_t cluster_size = geometry_.cluster_size;
+  if (!range.start.is_aligned(cluster_size)) co_return run;
+  const std::uint64_t first = geometry_.cluster_of(range.start);
+  std::uint64_t most = range.length >> geometry_.cluster_bits;
+  if (range.end().bytes() == header_.virtual_size) {
+    most = geometry_.cluster_of(range.end() + (cluster_size - 1)) - first;
+  }
+  if (most == 0) co_return run;
+  // One more, to learn where the last one ends.
+  const Mapping::Stretch stretch = co_await mapping_.get_stretch(first, most + 1);
+  if (!stretch.descriptors.front().compressed) co_return run;
+
+  const std::vector<Descriptor>& found = stretch.descriptors;
+  const HostOffset start = found.front().host;
+  HostOffset end = start;
+  std::vector<std::uint64_t> lengths;
+  for (std::size_t i = 0; i < std::min<std::size_t>(most, found.size()); ++i) {
+    const Descriptor* next = i + 1 < found.size() ? &found[i + 1] : nullptr;
+    const std::uint64_t length = trimmed_length(found[i], next);
+    const bool follows = found[i].compressed && found[i].host >= end &&
+                         found[i].host - end < 512 &&
+                         found[i].host + length - start <= most_stored_at_once;
+    if (i > 0 && !follows) break;
+    lengths.push_back(length);
+    end = found[i].host + length;
+  }
+  run.storage = Buffer(end - start);
+  co_await read_padded(*file_, start, run.storage.span());
+  for (std::size_t i = 0; i < lengths.size(); ++i) {
+    EncodedExtent extent;
+    extent.codec = header_.compression;
+    extent.guest_length = cluster_size;
+    extent.data = run.storage.span().subspan(found[i].host - start, lengths[i]);
+    run.extents.push_back(extent);
+  }
+  co_return run;
+}
+
+Task<bool> Qcow2::write_encoded(GuestOffset offset, std::span<const EncodedExtent> extents,
+                                WriteFlags) {
+  require_writable();
+  std::vector<StoredCluster> clusters;
+  clusters.reserve(extents.size());
+  for (const EncodedExtent& extent : extents) {
+    const bool fits = extent.codec == header_.compression && !geometry_.data_file &&
+                      extent.guest_length == geometry_.cluster_size && !extent.data.empty() &&
+                      extent.data.size() < geometry_.cluster_size;
+    if (!fits) co_return false;
+    StoredCluster cluster;
+    cluster.kind = StoredCluster::Kind::compressed;
+    cluster.bytes = extent.data;
+    clusters.push_back(cluster);
+  }
+  if (clusters.empty() || !offset.is_aligned(geometry_.cluster_size)) co_return false;
+
+  FlightRegister::Flight flight(flights_);
+  if (header_.autoclear_features != 0) co_await begin_change();
+  const std::uint64_t first = geometry_.cluster_of(offset);
+  TicketQueue::Ticket ticket = tickets_.take();
+  RangeLocks::Guard lock = locks_.enqueue(first, first + clusters.size() - 1);
+  co_await lock.held();
+  ticket.set_appending(true);
+  co_await store(first, clusters, ticket);
+  co_await commit_if_due();
+  co_return true;
+}
+
+}  // namespace vise::qcow2
