@@ -23,6 +23,8 @@ Child::~Child() {
   graph.abandoned_.push_back(std::move(node));
 }
 
+EventPoint Child::event(Event event) const { return EventPoint(node_->driver().reached(event)); }
+
 Task<void> Child::set_permissions(Permissions permissions) {
   co_await Graph::Internals::update_permissions(*node_, this, permissions);
 }

@@ -34,6 +34,7 @@ Task<DriverInfo> Driver::info() { co_return DriverInfo{}; }
 Task<void> Driver::apply_permissions(Permissions) { co_return; }
 Task<void> Driver::reopen(bool) { co_return; }
 Task<void> Driver::drain() { co_return; }
+EventPause* Driver::reached(Event) { return nullptr; }
 
 namespace {
 

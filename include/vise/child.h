@@ -64,6 +64,9 @@ class Child {
   Task<void> flush();
   Task<void> truncate(std::uint64_t size, TruncateOptions options = {});
 
+  /// Tells the node that the parent has reached `event`, to be awaited: see Driver::reached().
+  EventPoint event(Event event) const;
+
   /// Changes what this edge needs; throws Error(EPERM), with nothing changed, on a conflict.
   Task<void> set_permissions(Permissions permissions);
 

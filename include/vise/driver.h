@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "vise/buffer.h"
+#include "vise/event.h"
 #include "vise/io_vec.h"
 #include "vise/task.h"
 #include "vise/types.h"
@@ -227,6 +228,10 @@ class Driver {
   /// Writes out what the driver itself holds back (write buffers), called with no request in
   /// flight from above.
   virtual Task<void> drain();
+
+  /// A parent has reached `event`, or a request to this very node has. Null, unless the request is
+  /// to be held back; only blkdebug does that.
+  virtual EventPause* reached(Event event);
 
   /// Releases everything, children included, after a last flush. Called once, drained, before
   /// destruction. Errors of the last flush are thrown after all has been released.
