@@ -5,9 +5,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <utility>
 
+#include "codec/codec.h"
 #include "copy/plan.h"
 #include "copy/source.h"
 #include "vise/buffer.h"
@@ -56,11 +58,17 @@ class Copier {
   Task<void> run();
 
  private:
+  // Clusters copied as they are stored.
+  struct Stored {
+    GuestOffset start;
+    EncodedRun run;
+  };
   // A piece of the walk that is dealt with as one: up to chunk_size_ with data in it, or any length
   // without.
   struct Chunk {
     GuestRange range;
     std::vector<CopyPiece> pieces;
+    std::vector<Stored> stored;  // in order: the content of the encoded pieces
     std::uint64_t data_length() const;
   };
 
@@ -72,6 +80,10 @@ class Copier {
 
   Task<void> process(Chunk chunk, std::uint64_t number);
   Task<void> move_chunk(Chunk chunk, std::uint64_t number);
+  Task<void> read_encoded_pieces(Chunk& chunk);
+  Task<EncodedRun> read_run(GuestRange range);
+  Task<void> verify(const EncodedRun& run, GuestOffset start);
+  Task<void> write_stored(const Stored& stored);
   Task<void> read_piece(CopyPiece piece, IoVec data);
   Task<void> scan(Chunk& chunk, std::span<const std::byte> data, GuestOffset data_start);
   Task<void> drop_zeroes_already_there(Chunk& chunk);
@@ -101,7 +113,7 @@ class Copier {
 std::uint64_t Copier::Chunk::data_length() const {
   std::uint64_t sum = 0;
   for (const CopyPiece& piece : pieces) {
-    if (piece.kind == CopyKind::data) sum += piece.range.length;
+    if (piece.kind == CopyKind::data || piece.kind == CopyKind::encoded) sum += piece.range.length;
   }
   return sum;
 }
@@ -132,6 +144,12 @@ Copier::Copier(CopyRequest request)
       slots_(std::clamp<std::uint64_t>(memory_limit / chunk_size_, 1,
                                        std::max(1u, request_.options.chunks_in_flight))) {
   progress_.total = total_;
+  const CopyOptions& options = request_.options;
+  const Limits limits = target_.limits();
+  if (options.compressed && options.encoded && options.level == 0 && limits.can_compress &&
+      granularity_ == limits.cluster_size) {
+    source_.offer_encoded(limits.cluster_size);
+  }
 }
 
 Task<void> Copier::run() {
@@ -253,9 +271,10 @@ Task<void> Copier::process(Chunk chunk, std::uint64_t number) {
 Task<void> Copier::move_chunk(Chunk chunk, std::uint64_t number) {
   Buffer buffer;
   GuestOffset data_start;
-  if (chunk.data_length() > 0) {
+  co_await read_encoded_pieces(chunk);
+  const auto is_data = [](const CopyPiece& piece) { return piece.kind == CopyKind::data; };
+  if (std::any_of(chunk.pieces.begin(), chunk.pieces.end(), is_data)) {
     // Data pieces lie in one chunk, so one buffer from the first to the last serves them all.
-    const auto is_data = [](const CopyPiece& piece) { return piece.kind == CopyKind::data; };
     const auto first = std::find_if(chunk.pieces.begin(), chunk.pieces.end(), is_data);
     const auto last = std::find_if(chunk.pieces.rbegin(), chunk.pieces.rend(), is_data);
     data_start = first->range.start;
@@ -273,8 +292,15 @@ Task<void> Copier::move_chunk(Chunk chunk, std::uint64_t number) {
   co_await wait_for_turn(number);
   if (stopped_) co_return;
   TaskScope writes;
+  auto stored = chunk.stored.begin();
   for (const CopyPiece& piece : chunk.pieces) {
     if (piece.kind == CopyKind::skip) continue;
+    if (piece.kind == CopyKind::encoded) {
+      while (stored != chunk.stored.end() && piece.range.contains(stored->start)) {
+        writes.spawn(write_stored(*stored++));
+      }
+      continue;
+    }
     ConstIoVec part;
     if (piece.kind == CopyKind::data) {
       part = ConstIoVec(buffer.data() + (piece.range.start - data_start), piece.range.length);
@@ -283,6 +309,71 @@ Task<void> Copier::move_chunk(Chunk chunk, std::uint64_t number) {
   }
   pass_turn();
   co_await writes.join();
+}
+
+// Fetches what can be had as it is stored; what cannot becomes data that is read and compressed.
+Task<void> Copier::read_encoded_pieces(Chunk& chunk) {
+  const auto is_encoded = [](const CopyPiece& piece) { return piece.kind == CopyKind::encoded; };
+  if (std::none_of(chunk.pieces.begin(), chunk.pieces.end(), is_encoded)) co_return;
+  std::vector<CopyPiece> pieces;
+  for (const CopyPiece& piece : chunk.pieces) {
+    GuestRange rest = piece.range;
+    while (is_encoded(piece) && !rest.empty()) {
+      EncodedRun run = co_await read_run(rest);
+      CopyPiece part{CopyKind::encoded, {rest.start, 0}};
+      for (const EncodedExtent& extent : run.extents) part.range.length += extent.guest_length;
+      if (run.extents.empty()) {
+        part.kind = CopyKind::data;
+        part.range.length = granularity_;
+      } else {
+        chunk.stored.push_back({rest.start, std::move(run)});
+      }
+      part.range.length = std::min(part.range.length, rest.length);  // a partial last cluster
+      append_piece(pieces, part);
+      rest = {part.range.end(), rest.length - part.range.length};
+    }
+    if (!is_encoded(piece)) append_piece(pieces, piece);
+  }
+  chunk.pieces = std::move(pieces);
+}
+
+// No extents where the target could not take the first of them.
+Task<EncodedRun> Copier::read_run(GuestRange range) {
+  std::string context = fmt::format("error while reading at byte {}", range.start.bytes());
+  EncodedRun run = co_await source_.read_encoded(range).context(std::move(context));
+  const Codec codec = target_.limits().codec;
+  const auto unfit = std::find_if(run.extents.begin(), run.extents.end(), [&](const auto& extent) {
+    return extent.codec != codec || extent.guest_length != granularity_ || extent.data.empty() ||
+           extent.data.size() >= granularity_;
+  });
+  run.extents.erase(unfit, run.extents.end());
+  if (request_.options.verify) co_await verify(run, range.start);
+  co_return run;
+}
+
+Task<void> Copier::verify(const EncodedRun& run, GuestOffset start) {
+  std::atomic<std::size_t> damaged{run.extents.size()};  // index of a damaged cluster
+  std::function<void(std::size_t)> check = [&](std::size_t i) {
+    const EncodedExtent& extent = run.extents[i];
+    Buffer cluster(extent.guest_length);
+    if (!codec::decompress(extent.codec, extent.data, cluster.span())) damaged = i;
+  };
+  WorkerPool& workers = target_.node().graph().context().workers();
+  co_await workers.for_each(run.extents.size(), std::move(check));
+  if (damaged < run.extents.size()) {
+    throw Error(EIO,
+                fmt::format("error while reading at byte {}: the compressed cluster is damaged",
+                            start.bytes() + damaged * granularity_));
+  }
+}
+
+Task<void> Copier::write_stored(const Stored& stored) {
+  std::string context = fmt::format("error while writing at byte {}", stored.start.bytes());
+  const WriteFlags flags{.fua = request_.options.fua};
+  const bool done = co_await target_.write_encoded(stored.start, stored.run.extents, flags)
+                        .context(std::move(context));
+  // Codec and length fit, which is all that a target may object to.
+  if (!done) throw Error(EIO, "the target refused encoded clusters that it had offered to take");
 }
 
 Task<void> Copier::read_piece(CopyPiece piece, IoVec data) {

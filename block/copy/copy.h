@@ -41,8 +41,12 @@ class CopyControl {
 };
 
 struct CopyOptions {
-  bool compressed = false;      // whole clusters, compressed by the target
-  int level = 0;                // of compression, see WriteFlags
+  bool compressed = false;  // whole clusters, compressed by the target
+  int level = 0;            // of compression, see WriteFlags
+  /// Compressed clusters of the same codec and size are copied as they are stored, without
+  /// decoding; not with a level, which asks for compressing anew.
+  bool encoded = true;
+  bool verify = false;          // decodes what is copied as stored, to see that it can be
   bool fua = false;             // each write is stable when it completes
   bool target_is_zero = false;  // the whole target is known to read as zeros
   /// Runs of zeros of at least so many bytes are not written as data (nor at all where the target

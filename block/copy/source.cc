@@ -54,8 +54,28 @@ Task<CopyPiece> CopySource::status(GuestRange range) {
     piece.kind = CopyKind::zero;
   } else if (!status.data && !status.allocated) {
     piece.kind = CopyKind::zero;  // nobody in the chain has it
+  } else if (status.compressed &&
+             is_whole_clusters(part, {GuestOffset(inside), piece.range.length})) {
+    piece.kind = CopyKind::encoded;
   }
   co_return piece;
+}
+
+// In the part and in the whole copy alike; the last cluster of the part may be a partial one.
+bool CopySource::is_whole_clusters(const Part& part, GuestRange range) const {
+  if (encoded_cluster_size_ == 0) return false;
+  const std::uint64_t unit = encoded_cluster_size_;
+  const bool to_the_end =
+      range.end().bytes() == part.child->size() && part.start + part.length == size_;
+  return part.start % unit == 0 && range.start.bytes() % unit == 0 &&
+         (range.length % unit == 0 || to_the_end);
+}
+
+Task<EncodedRun> CopySource::read_encoded(GuestRange range) {
+  const Part& part = part_at(range.start.bytes());
+  const std::uint64_t inside = range.start.bytes() - part.start;
+  const std::uint64_t there = part.child->size() - inside;
+  co_return co_await part.child->read_encoded({GuestOffset(inside), std::min(range.length, there)});
 }
 
 Task<void> CopySource::read(GuestOffset offset, IoVec data) {

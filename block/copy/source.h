@@ -11,9 +11,10 @@ namespace vise {
 
 /// What is to be done with one stretch of the source.
 enum class CopyKind {
-  data,  // has to be read
-  zero,  // reads as zeros
-  skip   // held by `base` or below: not part of the copy
+  data,     // has to be read
+  encoded,  // compressed clusters that may be copied as they are stored
+  zero,     // reads as zeros
+  skip      // held by `base` or below: not part of the copy
 };
 
 /// One stretch, in the offsets of the whole copy.
@@ -30,11 +31,16 @@ class CopySource {
   /// is skipped; null: nothing is.
   CopySource(std::vector<Child*> children, const Node* base);
 
+  /// From now on status() tells compressed clusters of that size as CopyKind::encoded.
+  void offer_encoded(std::uint64_t cluster_size) { encoded_cluster_size_ = cluster_size; }
+
   std::uint64_t size() const { return size_; }
 
   /// The first stretch of `range`, never empty, never longer than `range`.
   Task<CopyPiece> status(GuestRange range);
   Task<void> read(GuestOffset offset, IoVec data);
+  /// Child::read_encoded() of the part that `range` starts in.
+  Task<EncodedRun> read_encoded(GuestRange range);
 
  private:
   struct Part {
@@ -43,9 +49,11 @@ class CopySource {
     std::uint64_t length;  // a multiple of 512
   };
   const Part& part_at(std::uint64_t offset) const;
+  bool is_whole_clusters(const Part& part, GuestRange range) const;
 
   std::vector<Part> parts_;
   const Node* base_;
+  std::uint64_t encoded_cluster_size_ = 0;  // 0: nothing is told as encoded
   std::uint64_t size_ = 0;
 };
 

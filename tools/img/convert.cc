@@ -6,6 +6,7 @@
 #include <optional>
 #include <utility>
 
+#include "codec/codec.h"
 #include "copy/copy.h"
 #include "graph/file_names.h"
 #include "tools/common/creation.h"
@@ -33,6 +34,11 @@ constexpr OptionSpec options[] = {
     {'B', "backing", "FILE", "the new image takes what it does not hold from FILE; needs -F"},
     {'F', "backing-format", "FORMAT", "format of the backing file"},
     {'c', "compress", nullptr, "compress the new image"},
+    {key::level, "level", "LEVEL",
+     "of compression: 1 (fast) to 12 (zlib) or 19 (zstd), or fastest"},
+    {key::recompress, "recompress", nullptr,
+     "compress clusters anew that could be copied as stored"},
+    {key::verify, "verify", nullptr, "decode compressed clusters that are copied as stored"},
     {'n', "no-create", nullptr, "DST is there already"},
     {'p', "progress", nullptr, "show progress"},
     {'q', "quiet", nullptr, "print nothing but errors"},
@@ -86,6 +92,11 @@ void check_combinations(const Arguments& arguments) {
   }
   if (!create && has('o')) fail("-o (--options) has no meaning with -n: nothing is created");
   if (has('C') && (has('c') || has('S'))) fail("-C cannot be used with -c or -S");
+  for (const auto& [option, name] :
+       {std::pair(key::level, "--level"), std::pair(key::recompress, "--recompress"),
+        std::pair(key::verify, "--verify")}) {
+    if (has(option) && !has('c')) fail(fmt::format("{} needs -c (--compress)", name));
+  }
   if (has('B') && !has('F')) fail("-B (--backing) needs -F (--backing-format)");
   if (has('B') && arguments.operands.size() > 2) {
     fail("-B (--backing) needs a single source");
@@ -101,6 +112,12 @@ std::uint64_t sparse_size(const std::string& text) {
                      largest));
   }
   return size;
+}
+
+// Which levels there are depends on the target's codec: checked when that is open.
+int level(const std::string& text) {
+  if (text == "fastest") return codec::fastest;
+  return static_cast<int>(number_argument(text, "compression level", 1, 19));
 }
 
 Request read_request(const Arguments& arguments) {
@@ -131,6 +148,9 @@ Request read_request(const Arguments& arguments) {
   if (const std::string* name = arguments.last('F')) request.backing_format = *name;
   request.create = !arguments.has('n');
   request.copy.compressed = arguments.has('c');
+  request.copy.encoded = !arguments.has(key::recompress);
+  request.copy.verify = arguments.has(key::verify);
+  if (const std::string* text = arguments.last(key::level)) request.copy.level = level(*text);
   request.copy.target_is_zero = arguments.has(key::target_is_zero);
   request.copy.fua = request.target.cache.writethrough;
   if (const std::string* text = arguments.last('S')) request.copy.sparse_size = sparse_size(*text);
@@ -222,6 +242,7 @@ Task<int> convert(ImageSession& session, const Request& request) {
     throw Error(ENOTSUP, fmt::format("{}: Format '{}' knows no compression",
                                      request.target.filename, root->node().type().name));
   }
+  if (request.copy.compressed) codec::check_level(root->limits().codec, request.copy.level);
   if (root->size() < size) {
     fail(fmt::format("{}: The target has {} bytes, fewer than the {} of the source",
                      request.target.filename, root->size(), size));

@@ -44,8 +44,7 @@ Task<EncodedRun> Qcow2::read_encoded(GuestRange range) {
   for (std::size_t i = 0; i < std::min<std::size_t>(most, found.size()); ++i) {
     const Descriptor* next = i + 1 < found.size() ? &found[i + 1] : nullptr;
     const std::uint64_t length = trimmed_length(found[i], next);
-    const bool follows = found[i].compressed && found[i].host >= end &&
-                         found[i].host - end < 512 &&
+    const bool follows = found[i].compressed && found[i].host >= end && found[i].host - end < 512 &&
                          found[i].host + length - start <= most_stored_at_once;
     if (i > 0 && !follows) break;
     lengths.push_back(length);
