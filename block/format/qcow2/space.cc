@@ -61,9 +61,8 @@ Task<HostOffset> Space::allocate_bytes(std::uint64_t length) {
   for (;;) {
     const std::optional<HostOffset> hole = holes_.take(length);
     if (!hole) break;
-    const bool counted = co_await refcounts_.try_increase(cluster_of(*hole));
-    // Not counted: the cluster has become free as a whole meanwhile, or can hold no more extents.
-    if (counted) co_return *hole;
+    const bool shared = co_await share_cluster(cluster_of(*hole));
+    if (shared) co_return *hole;
   }
   const HostOffset at = co_await append_bytes(length);
   if (at.bytes() >= geometry_.compressed_limit) {
@@ -72,30 +71,47 @@ Task<HostOffset> Space::allocate_bytes(std::uint64_t length) {
   co_return at;
 }
 
+// Raises the count of a cluster that holds compressed bytes. False if it can hold no more extents,
+// or if clusters have become free meanwhile: it may be one of them, and hold something else by now.
+Task<bool> Space::share_cluster(std::uint64_t cluster) {
+  const std::uint64_t freed_before = clusters_freed_;
+  const bool counted = co_await refcounts_.try_increase(cluster);
+  if (counted && clusters_freed_ != freed_before) {
+    free_unlinked({HostOffset(cluster << geometry_.cluster_bits), 1});
+    co_return false;
+  }
+  co_return counted;
+}
+
+// Across the awaits, cursor_ stays what it is unless its cluster is freed, which resets it.
 Task<HostOffset> Space::append_bytes(std::uint64_t length) {
   const std::uint64_t cluster_size = geometry_.cluster_size;
-  const std::optional<HostOffset> cursor = std::exchange(cursor_, std::nullopt);
-  const std::uint64_t room =
-      cursor ? cluster_size - geometry_.offset_in_cluster(cursor->bytes()) : 0;
+  const auto room = [&] {
+    return cursor_ ? cluster_size - geometry_.offset_in_cluster(cursor_->bytes()) : 0;
+  };
   std::optional<HostOffset> at;
-  if (cursor && length <= room) {
-    const bool counted = co_await refcounts_.try_increase(cluster_of(*cursor));
-    if (counted) at = cursor;
+  if (length <= room()) {
+    const HostOffset candidate = *cursor_;
+    const bool shared = co_await share_cluster(cluster_of(candidate));
+    if (shared) at = candidate;
   }
   if (!at) {
     const HostRange fresh = co_await allocate_clusters(1);
     session_clusters_.add(cluster_of(fresh.start));
     // Behind the cluster of the cursor it continues there, else the rest of that one is left.
-    bool continues = false;
-    if (cursor && length > room && cursor->align_down(cluster_size) + cluster_size == fresh.start) {
-      continues = co_await refcounts_.try_increase(cluster_of(*cursor));
+    at = fresh.start;
+    if (length > room() && cursor_ && cursor_->align_down(cluster_size) + cluster_size == *at) {
+      const HostOffset candidate = *cursor_;
+      const bool shared = co_await share_cluster(cluster_of(candidate));
+      if (shared) at = candidate;
     }
-    at = continues ? *cursor : fresh.start;
-    if (cursor && !continues && session_clusters_.contains(cluster_of(*cursor))) {
-      holes_.add({*cursor, room});
+    const bool leaves_rest = cursor_ && *cursor_ != *at;
+    if (leaves_rest && session_clusters_.contains(cluster_of(*cursor_))) {
+      holes_.add({*cursor_, room()});
     }
   }
   const HostOffset end = *at + length;
+  cursor_.reset();
   if (!end.is_aligned(cluster_size)) cursor_ = end;
   co_return *at;
 }
@@ -161,6 +177,14 @@ Task<void> Space::reclaim() {
   }
 }
 
+// From now on no compressed bytes go to this cluster.
+void Space::abandon_cluster(std::uint64_t cluster) {
+  ++clusters_freed_;
+  if (cursor_ && cluster_of(*cursor_) == cluster) cursor_.reset();
+  holes_.forget_cluster(cluster);
+  session_clusters_.remove(cluster);
+}
+
 Task<void> Space::give_back(const Freed& freed) {
   if (on_freed) {
     on_freed({HostOffset(freed.first << geometry_.cluster_bits), (freed.last - freed.first + 1)
@@ -173,7 +197,10 @@ Task<void> Space::give_back(const Freed& freed) {
     if (discards && range.ends_by(file_.size())) {
       // While the count still says "in use", so that nobody writes there in the meantime.
       const std::uint64_t count = co_await refcounts_.get(cluster);
-      if (count == 1) co_await file_.discard(range);
+      if (count == 1) {
+        abandon_cluster(cluster);
+        co_await file_.discard(range);
+      }
     }
     const std::optional<std::uint64_t> left = co_await refcounts_.decrease(cluster);
     if (!left) continue;
@@ -183,9 +210,7 @@ Task<void> Space::give_back(const Freed& freed) {
       if (session_clusters_.contains(cluster)) holes_.add(range.intersection(freed.hole));
       continue;
     }
-    if (cursor_ && cluster_of(*cursor_) == cluster) cursor_.reset();
-    holes_.forget_cluster(cluster);
-    session_clusters_.remove(cluster);
+    abandon_cluster(cluster);
     refcounts_.cache().forget(range);
     // Those from the scan position on are found by the scan.
     if (cluster < refcounts_.scan_position()) free_clusters_.add(cluster);

@@ -83,6 +83,8 @@ class Space {
     return offset.bytes() >> geometry_.cluster_bits;
   }
   Task<HostOffset> append_bytes(std::uint64_t length);
+  Task<bool> share_cluster(std::uint64_t cluster);
+  void abandon_cluster(std::uint64_t cluster);
   Task<void> give_back(const Freed& freed);
 
   const Header& header_;
@@ -101,6 +103,7 @@ class Space {
   std::vector<Freed> pending_;  // not stable yet
   std::deque<Freed> stable_;    // requests may still use it
   bool reclaiming_ = false;
+  std::uint64_t clusters_freed_ = 0;  // counts calls of abandon_cluster()
 };
 
 }  // namespace vise::qcow2
