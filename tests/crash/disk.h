@@ -35,23 +35,24 @@ struct HostEvent {
   std::uint64_t length = 0;     // bytes
   std::vector<std::byte> data;  // write
   std::uint64_t issued = 0;
-  std::uint64_t completed = never;  // never: still under way at the end, or failed
+  std::uint64_t completed = never;            // or failed; never: still under way at the end
+  std::uint64_t arrived = ~std::uint64_t{0};  // failed: sector i is there if bit i % 64 is set
 };
 
-/// Does `event` to `image`. Where `keep_sector(i)` says false, the i-th sector it touches stays as
-/// it was; discarded sectors become zeros.
+/// Does to `image` what has arrived of `event`. Where `keep_sector(i)` says false, the i-th sector
+/// it touches stays as it was; discarded sectors become zeros.
 template <class F>
 void apply(const HostEvent& event, Image& image, F keep_sector) {
   if (event.kind == HostEvent::Kind::flush) return;
   if (event.kind == HostEvent::Kind::truncate) {
-    if (keep_sector(std::uint64_t{0})) image.resize(event.offset);
+    if ((event.arrived & 1) != 0 && keep_sector(std::uint64_t{0})) image.resize(event.offset);
     return;
   }
   std::uint64_t index = 0;
   for (std::uint64_t done = 0; done < event.length; ++index) {
     const std::uint64_t offset = event.offset + done;
     const std::uint64_t length = std::min(sector_size - offset % sector_size, event.length - done);
-    if (keep_sector(index)) {
+    if (((event.arrived >> index % 64) & 1) != 0 && keep_sector(index)) {
       if (event.kind == HostEvent::Kind::write) {
         image.write(offset, std::span(event.data).subspan(done, length));
       } else if (event.kind == HostEvent::Kind::zero || offset < image.size()) {
@@ -75,7 +76,7 @@ class Disk {
   };
   struct Options {
     std::uint64_t seed = 1;
-    unsigned longest_delay = 0;   // rounds of the event loop that a request takes at most
+    unsigned usual_delay = 0;  // rounds of the event loop at most; a few requests take far longer
     std::uint32_t alignment = 1;  // of requests, in bytes
     bool forget_flushes = false;  // a bad disk: flushes are no barriers, and not in the log
   };
@@ -93,7 +94,7 @@ class Disk {
   Task<void> change(HostEvent event);
 
  private:
-  Task<void> delay();
+  Task<void> delay(unsigned one_slow_in);
   bool must_fail(HostEvent::Kind kind);
 
   Clock& clock_;

@@ -96,7 +96,9 @@ void for_each_state(const Image& start, const std::vector<HostEvent>& log, std::
 
   Image stable = start;
   std::size_t next = 0;  // of by_completion; those before it are in `stable`
-  for (const std::uint64_t time : moments(log, end, effort.moments_per_flush, random)) {
+  std::vector<std::uint64_t> times = moments(log, end, effort.moments_per_flush, random);
+  if (effort.at_the_end_only) times = {end + 1};
+  for (const std::uint64_t time : times) {
     const std::uint64_t barrier = stable_before(log, time);
     for (; next < by_completion.size() && by_completion[next]->completed < barrier; ++next) {
       apply(*by_completion[next], stable, [](std::uint64_t) { return true; });

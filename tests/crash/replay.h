@@ -22,6 +22,7 @@ struct State {
 struct Effort {
   unsigned moments_per_flush = 3;   // between two flushes, the last moment among them
   unsigned subsets_per_moment = 4;  // of the writes under way; none and all of them among them
+  bool at_the_end_only = false;     // only the moment after the last event
 };
 
 /// Calls `examine` for states of a disk that held `start` before the writes of `log`: at every

@@ -77,16 +77,25 @@ Task<void> Rig::create_image(Disk& disk) {
   disk_type_.disk = &disk;
   OpenRequest open;
   open.options.set("driver", "crash-disk");
-  std::unique_ptr<Child> root = co_await graph_.open_root(std::move(open));
-  const DriverType& type = context_.drivers().get(config_.format);
-  if (type.create == nullptr || config_.format == "raw") {
-    co_await root->truncate(size_);
-  } else {
-    CreateRequest request{graph_, "crash-test", size_, config_.create_options, root->shared_node()};
-    request.options.set("cluster_size", config_.cluster_size);
-    co_await type.create(request);
+  const std::shared_ptr<Node> node = co_await graph_.open(std::move(open));
+  std::exception_ptr failure;
+  try {
+    co_await format(node);
+  } catch (...) {
+    failure = std::current_exception();
   }
-  co_await root->detach();
+  co_await graph_.release(node);
+  if (failure) std::rethrow_exception(failure);
+}
+
+Task<void> Rig::format(std::shared_ptr<Node> disk) {
+  if (config_.format == "raw") {
+    co_await disk->driver().truncate(size_, {});
+    co_return;
+  }
+  CreateRequest request{graph_, "crash-test", size_, config_.create_options, std::move(disk)};
+  request.options.set("cluster_size", config_.cluster_size);
+  co_await context_.drivers().get(config_.format).create(request);
 }
 
 Value::Dict Rig::open_options(bool with_filter) const {
@@ -230,7 +239,7 @@ std::string Rig::crash_and_examine(std::uint64_t seed, unsigned requests, Effort
   Model model(clock, size_);
   Disk disk(clock, start,
             {.seed = seed,
-             .longest_delay = 6,
+             .usual_delay = 6,
              .alignment = config_.disk_alignment,
              .forget_flushes = config_.forget_flushes});
   std::string problem = run_guest(disk, model, clock, workload_options(seed, requests));
@@ -255,7 +264,7 @@ std::string Rig::resume_and_examine(const State& state, const Model& before, std
   Clock clock;
   Model model(clock, size_);
   Disk disk(clock, state.image,
-            {.seed = seed, .longest_delay = 3, .alignment = config_.disk_alignment});
+            {.seed = seed, .usual_delay = 3, .alignment = config_.disk_alignment});
   disk_type_.disk = &disk;
   context_.loop().run(take_over_content(model, before, state.time));
   std::string problem = run_guest(disk, model, clock, workload_options(seed, 30));
@@ -287,14 +296,23 @@ std::string Rig::fail_each(Disk::Fault fault, std::uint64_t seed, unsigned reque
   for (fault.number = 1;; ++fault.number) {
     Clock clock;
     Model model(clock, size_);
-    Disk disk(clock, start,
-              {.seed = seed, .longest_delay = 3, .alignment = config_.disk_alignment});
+    Disk disk(clock, start, {.seed = seed, .usual_delay = 3, .alignment = config_.disk_alignment});
     disk.set_fault(fault);
     WorkloadOptions options = workload_options(seed, requests);
     options.errors_expected = true;
     std::string problem = run_guest(disk, model, clock, std::move(options));
-    // What was flushed is there; what was not may have failed to get there.
+    // What was flushed is there; what was not may have failed to get there. As the disk is now, and
+    // then if the power fails as well.
     if (problem.empty()) problem = examine(disk.image(), model, clock.tick());
+    if (problem.empty()) {
+      std::mt19937_64 random(seed + fault.number);
+      const Effort effort{.subsets_per_moment = 3, .at_the_end_only = true};
+      for_each_state(start, disk.log(), clock.now(), effort, random, [&](const State& state) {
+        problem = examine(state.image, model, state.time);
+        if (!problem.empty()) problem = fmt::format("{}: {}", state.description, problem);
+        return problem.empty();
+      });
+    }
     if (!problem.empty()) {
       return report(fmt::format("{} {} fails: {}",
                                 fault.target == Disk::Fault::Target::write ? "write" : "flush",

@@ -82,6 +82,7 @@ class Rig {
   Task<void> take_over_content(Model& model, const Model& before, std::uint64_t time);
   std::string report(const std::string& problem, std::uint64_t seed, const Image& image) const;
   Task<void> create_image(Disk& disk);
+  Task<void> format(std::shared_ptr<Node> disk);
   Task<std::string> use_image(Model& model, Clock& clock, WorkloadOptions options);
   Task<std::unique_ptr<Child>> open(OpenPurpose purpose);
   Task<std::string> check_metadata();
