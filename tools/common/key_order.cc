@@ -102,16 +102,19 @@ int rank_of(std::string_view key) {
 Value::Dict sorted(Value::Dict dict) {
   struct Entry {
     int rank;
+    int order;  // among entries of one rank
     Value::Member* member;
   };
   std::vector<Entry> entries;
-  for (auto& member : dict) entries.push_back({rank_of(member.first), &member});
-  // The last added first, except among those we know nothing of.
-  const auto unknown = std::stable_partition(entries.begin(), entries.end(),
-                                             [](const Entry& e) { return e.rank != unknown_rank; });
-  std::reverse(entries.begin(), unknown);
-  std::stable_sort(entries.begin(), unknown,
-                   [](const Entry& a, const Entry& b) { return a.rank < b.rank; });
+  for (auto& member : dict) {
+    const int rank = rank_of(member.first);
+    const int index = static_cast<int>(entries.size());
+    // The last added first, except among those we know nothing of.
+    entries.push_back({rank, rank == unknown_rank ? index : -index, &member});
+  }
+  std::sort(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) {
+    return std::pair(a.rank, a.order) < std::pair(b.rank, b.order);
+  });
   Value::Dict result;
   for (const Entry& entry : entries) {
     result.set(entry.member->first, in_printing_order(std::move(entry.member->second)));
