@@ -31,7 +31,7 @@ std::string format_list() {
     if (line.size() + 1 + name.size() > 75) {
       text += line;
       text += '\n';
-      line = " ";
+      line.assign(1, ' ');
     }
     line += fmt::format(" {}", name);
   }
