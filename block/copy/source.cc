@@ -48,7 +48,7 @@ Task<CopyPiece> CopySource::status(GuestRange range) {
   const BlockStatus status =
       co_await block_status(part.child->node(), asked, MapMode::precise, base_);
   piece.range.length = std::min(status.length, asked.length);
-  if (base_ != nullptr && !status.allocated) {
+  if (base_ != nullptr && !status.allocated && !status.zero) {
     piece.kind = CopyKind::skip;
   } else if (status.zero) {
     piece.kind = CopyKind::zero;

@@ -70,6 +70,18 @@ Task<Extent> map_forwarded(Position& at, std::uint64_t length, MapMode mode) {
   }
 }
 
+// A hole of the file below an extent reads as zeros, though the format takes it for data: that is
+// how preallocated and partly written clusters look.
+Task<void> find_hole_below(BlockStatus& status, const Node* owner, const Extent& extent,
+                           MapMode mode) {
+  if (mode != MapMode::precise || extent.kind != Extent::Kind::data) co_return;
+  if (extent.node == nullptr || !extent.host || extent.node == owner) co_return;
+  Position at{extent.node, GuestOffset(extent.host->bytes())};
+  const Extent below = co_await map_forwarded(at, status.length, mode);
+  status.length = std::min(status.length, below.length);
+  if (below.kind == Extent::Kind::zero) status.zero = true;
+}
+
 Node* without_filters(Node* node) {
   while (Child* below = node->filtered_child()) node = &below->node();
   return node;
@@ -86,7 +98,10 @@ Task<BlockStatus> block_status(Node& node, GuestRange range, MapMode mode, const
   for (Position at{&node, range.start};;) {
     const Extent extent = co_await map_forwarded(at, status.length, mode);
     take_over(status, extent);
-    if (extent.kind != Extent::Kind::backing) co_return status;
+    if (extent.kind != Extent::Kind::backing) {
+      co_await find_hole_below(status, at.node, extent, mode);
+      co_return status;
+    }
     const Child* below = at.node->backing_child();
     if (below == nullptr) {
       status.zero = true;  // nothing anywhere
@@ -94,14 +109,13 @@ Task<BlockStatus> block_status(Node& node, GuestRange range, MapMode mode, const
     }
     Node* next = without_filters(&below->node());
     if (next == stop) co_return status;
-    ++status.depth;
     const std::uint64_t size = below->size();
     if (at.offset.bytes() >= size) {
-      // Zeros that a short backing image implies count as its own.
+      // The overlay reads as zeros past the end of a short backing image, whatever is below that.
       status.zero = true;
-      status.allocated = true;
       co_return status;
     }
+    ++status.depth;
     status.length = std::min(status.length, size - at.offset.bytes());
     at.node = &below->node();
   }

@@ -40,10 +40,8 @@ Task<Extent> FileDriver::map(GuestRange range, MapMode mode) {
     if (!stretch.data) extent.kind = Extent::Kind::zero;
     extent.length = std::min(stretch.length, range.length);
   }
-  if (extent.kind == Extent::Kind::data) {
-    extent.host = HostOffset(range.start.bytes());
-    extent.node = node_;
-  }
+  extent.host = HostOffset(range.start.bytes());  // a hole has its place too
+  extent.node = node_;
   co_return extent;
 }
 

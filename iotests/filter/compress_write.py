@@ -85,7 +85,9 @@ def four_kilobyte_sequential_writes(t, codec, mode, cluster_size):
     found = verify(t, expected)
     if mode == "all-writes":
         t.equal(found["compressed-clusters"], found["allocated-clusters"], "compressed clusters")
-        t.check(t.allocated("a.qcow2") < 2 * MIB, "the image has bloated")
+        # Without a flush, what is freed cannot be used again yet: larger clusters cost more.
+        limit = 2 * MIB if cluster_size != "1M" else 12 * MIB
+        t.check(t.allocated("a.qcow2") < limit, f"the image has bloated to {t.allocated('a.qcow2')}")
 
 
 @cases(codec=CODECS, mode=MODES, cluster_size=["4k", "64k"])

@@ -62,7 +62,7 @@ def map_of_a_sparse_file_is_qemus(t):
 @case
 def zero_writes_make_holes(t):
     t.write("a", b"x" * (4 * MIB))
-    t.vise_io("-f", "raw", "a", commands=["write -z -u 1M 2M", "read -P 0 1M 2M", "read -P 120 0 1M"])
+    t.vise_io("-d", "unmap", "-f", "raw", "a", commands=["write -z -u 1M 2M", "read -P 0 1M 2M", "read -P 120 0 1M"])
     t.check(t.allocated("a") <= 2 * MIB + 64 * KIB, f"{t.allocated('a')} bytes allocated")
     t.vise_io("-d", "unmap", "-f", "raw", "a", commands=["discard 0 1M"])
     t.check(t.allocated("a") <= MIB + 64 * KIB, f"{t.allocated('a')} bytes allocated after discard")

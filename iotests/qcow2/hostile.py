@@ -20,7 +20,7 @@ HEADER = {  # what is patched: (offset, bytes, text that the error must hold)
     "L1 table too large": (36, struct.pack(">I", 0x20000000), "L1"),
     "L1 table of no entries": (36, struct.pack(">I", 0), "L1"),
     "L1 table not aligned": (40, struct.pack(">Q", 0x30200), "L1"),
-    "L1 table past 2^63": (40, struct.pack(">Q", (1 << 63) - 65536 * 2 + 65536), "L1"),
+    "L1 table past 2^63": (40, struct.pack(">Q", 1 << 63), "L1"),
     "refcount table not aligned": (48, struct.pack(">Q", 0x10200), "refcount|reference count"),
     "refcount table past 2^63": (48, struct.pack(">Q", 1 << 63), "refcount|reference count"),
     "refcount table of no clusters": (56, struct.pack(">I", 0), "refcount|reference count"),

@@ -54,7 +54,9 @@ def bad_image_options_are_refused(t, image_opts):
 def the_nearest_option_is_named(t, misspelt):
     nearest = {"lazy-refcount": "lazy-refcounts", "file.filenam": "filename"}[misspelt]
     t.vise_img("create", "-f", "qcow2", "a.qcow2", "1M")
-    refused = t.vise_img("info", "--image-opts", f"driver=qcow2,{misspelt}=on", code=1)
+    refused = t.vise_img("info", "--image-opts", f"driver=qcow2,file.driver=file,{misspelt}=on,"
+                         "file.filename=a.qcow2" if misspelt != "file.filenam" else
+                         "driver=qcow2,file.driver=file,file.filenam=a.qcow2", code=1)
     t.fails_clearly(refused, nearest)
 
 

@@ -109,10 +109,10 @@ TEST_F(GraphBlockStatus, WhatNobodyHasIsZeroAndNotAllocated) {
   EXPECT_EQ(nothing.length, cluster);
 }
 
-TEST_F(GraphBlockStatus, BeyondAShortBackingImageAreItsZeros) {
+TEST_F(GraphBlockStatus, BeyondAShortBackingImageTheOverlayIsZero) {
   const BlockStatus beyond = status(3, 1);
-  EXPECT_TRUE(beyond.zero && beyond.allocated && !beyond.data);
-  EXPECT_EQ(beyond.depth, 1);
+  EXPECT_TRUE(beyond.zero && !beyond.allocated && !beyond.data);
+  EXPECT_EQ(beyond.depth, 0);
 }
 
 TEST_F(GraphBlockStatus, StopsAtTheBase) {

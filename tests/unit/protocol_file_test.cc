@@ -164,7 +164,7 @@ TEST_P(FileTest, MapTellsDataFromHoles) {
   const Extent hole = map(*driver, 0, 1 << 20);
   EXPECT_EQ(hole.kind, Extent::Kind::zero);
   EXPECT_EQ(hole.length, 256 * kib);
-  EXPECT_FALSE(hole.host);
+  EXPECT_EQ(hole.host, HostOffset(0));
   const Extent data = map(*driver, 256 * kib + 100, 1 << 19);
   EXPECT_EQ(data.kind, Extent::Kind::data);
   EXPECT_EQ(data.length, 64 * kib - 100);

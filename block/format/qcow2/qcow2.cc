@@ -263,6 +263,7 @@ Task<void> Qcow2::reopen(bool read_only) {
 Task<void> Qcow2::settle() {
   co_await packer_.idle();
   co_await commit();
+  co_await space_.reclaim();  // the request that freed it was still in flight at the commit
   while (refcounts_.is_dirty()) {
     co_await space_.reclaim();
     co_await commit_counts();
