@@ -39,7 +39,8 @@ void check_inside(const Node& node, GuestRange range) {
 // past the end.
 void check_inside_or_growing(const Child& edge, GuestRange range) {
   const Node& node = edge.node();
-  if (range.ends_by(node.size())) [[likely]] return;
+  if (range.ends_by(node.size())) [[likely]]
+    return;
   const bool grows = node.tracking().limits.growable && range.ends_by(INT64_MAX) &&
                      edge.permissions().uses.has(Permission::resize);
   if (!grows) throw_outside(node, range);
@@ -171,7 +172,8 @@ Task<void> Child::write(GuestOffset offset, ConstIoVec data, WriteFlags flags) {
   const bool whole_units = range.align_out(limits.write_alignment) == range;
   const bool serialising = flags.serialising || !whole_units;
   TrackedRequest request(*this, whole_units ? range : range.align_out(limits.write_alignment),
-                         Change::content, serialising ? Serialising::yes : Serialising::no);
+                         flags.unchanged ? Change::storage : Change::content,
+                         serialising ? Serialising::yes : Serialising::no);
   while (TrackedRequest* older = request.blocker()) co_await older->finished(request);
   check_inside_or_growing(*this, range);  // what was waited for may have been a truncate()
 
@@ -282,7 +284,7 @@ Task<bool> Child::write_encoded(GuestOffset offset, std::span<const EncodedExten
   const std::uint64_t unit = tracking.effective.compressed_unit;
   if (!range.ends_by(align_up(node.size(), unit))) throw_outside(node, range);
   if (!tracking.limits.can_compress || !offset.is_aligned(unit)) co_return false;
-  TrackedRequest request(*this, range, Change::content,
+  TrackedRequest request(*this, range, flags.unchanged ? Change::storage : Change::content,
                          flags.serialising ? Serialising::yes : Serialising::no);
   while (TrackedRequest* older = request.blocker()) co_await older->finished(request);
   const bool flush_after =
@@ -321,14 +323,23 @@ Task<void> Child::truncate(std::uint64_t size, TruncateOptions options) {
   // Excludes every request that would see the end of the node move, padding included.
   const std::uint64_t first =
       align_down(std::min(size, node.size()), node.tracking().effective.write_alignment);
-  TrackedRequest request(*this, GuestRange{GuestOffset(first), UINT64_MAX - first}, Change::content,
+  TrackedRequest request(*this, GuestRange{GuestOffset(first), UINT64_MAX - first}, Change::storage,
                          Serialising::yes);
   while (TrackedRequest* older = request.blocker()) co_await older->finished(request);
   if (!options.allow_shrink && size < node.size()) {
     throw Error(EINVAL, fmt::format("Node '{}' would shrink from {} to {} bytes", node.name(),
                                     node.size(), size));
   }
-  co_await node.driver().truncate(size, options);
+  const std::unique_ptr<BitmapSet>& bitmaps = node.tracking().bitmaps;
+  if (bitmaps) bitmaps->check_resize(size);
+  std::exception_ptr failure;
+  try {
+    co_await node.driver().truncate(size, options);
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  if (bitmaps) bitmaps->resize(node.size());  // whether it failed or not
+  if (failure) std::rethrow_exception(failure);
 }
 
 }  // namespace vise

@@ -4,7 +4,9 @@
 
 #include <coroutine>
 #include <cstdint>
+#include <memory>
 
+#include "bitmap/bitmap_set.h"
 #include "vise/child.h"
 #include "vise/graph.h"
 #include "vise/sync.h"
@@ -51,6 +53,8 @@ struct Node::Tracking {
   std::uint64_t write_generation = 1;
   std::uint64_t flushed_generation = 0;
 
+  std::unique_ptr<BitmapSet> bitmaps;  // null: there never were any
+
   std::uint64_t visit = 0;  // scratch of walks over the graph
 };
 
@@ -58,7 +62,9 @@ struct Node::Tracking {
 /// edge's coroutine. Order of waiting is order of arrival, so waiting never closes a circle.
 class TrackedRequest {
  public:
-  enum class Change { none, content };  // does it dirty the node
+  /// What it does to the node. storage: something is to be flushed afterwards, but what readers see
+  /// in the range is as before, so that dirty bitmaps do not record it.
+  enum class Change { none, storage, content };
   enum class Serialising { no, yes };
 
   TrackedRequest(Child& edge, GuestRange range, Change change, Serialising serialising)
@@ -83,7 +89,12 @@ class TrackedRequest {
       tracking_.newest = older_;
     }
     if (serialising_ == Serialising::yes) --tracking_.serialising;
-    if (change_ == Change::content) ++tracking_.write_generation;
+    if (change_ != Change::none) ++tracking_.write_generation;
+    // Afterwards: whoever copies by the bitmap may read the old content as long as it is there. A
+    // request that failed may have been done in part.
+    if (change_ == Change::content && tracking_.bitmaps) [[unlikely]] {
+      tracking_.bitmaps->record(range_, edge_.node().size());
+    }
     while (waiters_ != nullptr) {
       EventLoop::current().schedule(waiters_->handle_);
       waiters_ = waiters_->next_waiter_;
