@@ -40,7 +40,7 @@ void BitmapSet::record(GuestRange range, std::uint64_t node_size) noexcept {
 
 void BitmapSet::check_resize(std::uint64_t size) const {
   for (const auto& bitmap : bitmaps_) {
-    if (bitmap->bits.can_resize(size)) continue;
+    if (bitmap->inconsistent || bitmap->bits.can_resize(size)) continue;
     throw Error(EFBIG, fmt::format("The granularity of bitmap '{}', {}, is too fine for {} bytes",
                                    bitmap->name, bitmap->bits.granularity(), size));
   }
@@ -48,6 +48,7 @@ void BitmapSet::check_resize(std::uint64_t size) const {
 
 void BitmapSet::resize(std::uint64_t size) noexcept {
   for (const auto& bitmap : bitmaps_) {
+    if (bitmap->inconsistent) continue;
     if (bitmap->bits.can_resize(size)) {
       bitmap->bits.resize(size);
     } else {

@@ -19,7 +19,7 @@ struct NodeBitmap {
   DirtyBitmap bits;
   bool enabled = true;        // records
   bool persistent = false;    // lives in the image, see BitmapStore
-  bool inconsistent = false;  // missed changes: its bits mean nothing, it can only be removed
+  bool inconsistent = false;  // missed changes: bits (of any size) mean nothing, only removal works
   unsigned users = 0;         // jobs and exports that rely on it; others leave it alone meanwhile
 };
 
@@ -53,8 +53,10 @@ class BitmapSet {
 class BitmapStore {
  public:
   virtual ~BitmapStore() = default;
-  /// Throws if another persistent bitmap like that could not be stored: Error(ENOTSUP) if this
-  /// image can hold none, else EINVAL, EFBIG or ENOSPC.
+  /// Can this image hold bitmaps at all?
+  virtual bool can_store_bitmaps() const = 0;
+  /// Throws if another persistent bitmap like that could not be stored: Error(ENOTSUP) unless
+  /// can_store_bitmaps(), else EINVAL, EFBIG or ENOSPC.
   virtual void check_storable(std::string_view name, std::uint64_t granularity) const = 0;
   /// The image forgets that bitmap, stable when it completes; a name it does not hold is fine. The
   /// node is drained and writable.

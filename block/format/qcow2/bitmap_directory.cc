@@ -22,7 +22,6 @@ constexpr std::uint8_t dirty_tracking = 1;
 constexpr unsigned min_granularity_bits = 9;
 constexpr unsigned max_granularity_bits = 31;
 constexpr std::uint32_t max_table_entries = 0x8000000;
-constexpr std::uint64_t max_data_bytes = 512u << 20;
 constexpr std::uint16_t max_name = 1023;
 constexpr std::uint64_t entry_offset = 0x00fffffffffffe00;
 
@@ -70,7 +69,7 @@ void check(const RawEntry& raw, const Header& h, std::size_t index) {
     fail(index, fmt::format("table offset {:#x} is invalid", raw.table_offset));
   }
   if (raw.table_entries == 0 || raw.table_entries > max_table_entries ||
-      raw.table_entries > max_data_bytes >> h.cluster_bits) {
+      raw.table_entries > max_bitmap_data >> h.cluster_bits) {
     fail(index, fmt::format("table of {} entries", raw.table_entries));
   }
   // A bitmap in use may be of an older size of the disk; its data is not looked at anyway.
@@ -124,6 +123,30 @@ std::vector<BitmapEntry> decode_bitmap_directory(std::span<const std::byte> byte
     fail(entries.size(), fmt::format("the header says there are {}", header.bitmaps->count));
   }
   return entries;
+}
+
+std::uint64_t bitmap_entry_size(std::size_t name_length) {
+  return vise::align_up(fixed_size + name_length, 8);
+}
+
+std::vector<std::byte> encode_bitmap_directory(std::span<const BitmapEntry> entries) {
+  std::uint64_t length = 0;
+  for (const BitmapEntry& entry : entries) length += bitmap_entry_size(entry.name.size());
+  std::vector<std::byte> bytes(length);
+  BigEndianWriter out(bytes);
+  for (const BitmapEntry& entry : entries) {
+    const std::size_t start = out.position();
+    out.u64(entry.table.start.bytes());
+    out.u32(static_cast<std::uint32_t>(entry.table.length / 8));
+    out.u32((entry.in_use ? flag_in_use : 0) | (entry.automatic ? flag_auto : 0));
+    out.u8(dirty_tracking);
+    out.u8(static_cast<std::uint8_t>(entry.granularity_bits));
+    out.u16(static_cast<std::uint16_t>(entry.name.size()));
+    out.u32(0);  // extra data
+    out.bytes(std::as_bytes(std::span(entry.name)));
+    out.zeroes(start + bitmap_entry_size(entry.name.size()) - out.position());
+  }
+  return bytes;
 }
 
 Task<std::vector<BitmapEntry>> read_bitmap_directory(Child& file, const Header& header) {

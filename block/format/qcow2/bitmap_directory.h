@@ -1,4 +1,4 @@
-// The directory of persistent dirty bitmaps (qcow2.md 7.1), as far as info and check need it.
+// The directory of persistent dirty bitmaps (qcow2.md 7.1).
 #pragma once
 
 #include <cstddef>
@@ -14,6 +14,9 @@
 #include "vise/value.h"
 
 namespace vise::qcow2 {
+
+/// Bytes of data that the table of one bitmap names at most, whole clusters.
+inline constexpr std::uint64_t max_bitmap_data = 512u << 20;
 
 struct BitmapEntry {
   HostRange table;                 // 8 bytes per cluster of bitmap data
@@ -32,7 +35,13 @@ struct BitmapEntry {
 std::vector<BitmapEntry> decode_bitmap_directory(std::span<const std::byte> bytes,
                                                  const Header& header);
 
-/// Empty if the image has no bitmaps.
+/// The opposite: a directory that decode_bitmap_directory() takes apart into `entries`.
+std::vector<std::byte> encode_bitmap_directory(std::span<const BitmapEntry> entries);
+
+/// Bytes of an entry in the directory.
+std::uint64_t bitmap_entry_size(std::size_t name_length);
+
+/// Empty if the image has no bitmaps. Throws Error(EINVAL) for a damaged directory.
 Task<std::vector<BitmapEntry>> read_bitmap_directory(Child& file, const Header& header);
 
 /// The cluster of bitmap data that a table entry names; an empty range if the entry stands for

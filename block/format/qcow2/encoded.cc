@@ -80,7 +80,6 @@ Task<bool> Qcow2::write_encoded(GuestOffset offset, std::span<const EncodedExten
   if (clusters.empty() || !offset.is_aligned(geometry_.cluster_size)) co_return false;
 
   FlightRegister::Flight flight(flights_);
-  if (header_.autoclear_features != 0) co_await begin_change();
   const std::uint64_t first = geometry_.cluster_of(offset);
   TicketQueue::Ticket ticket = tickets_.take();
   RangeLocks::Guard lock = locks_.enqueue(first, first + clusters.size() - 1);

@@ -4,6 +4,7 @@
 #include <cerrno>
 #include <string_view>
 
+#include "format/qcow2/bitmap_directory.h"
 #include "vise/driver.h"
 #include "vise/graph.h"
 #include "vise/util/checked.h"
@@ -86,7 +87,7 @@ BitmapSize measure_bitmap(const Header& h, std::uint64_t granularity, std::uint6
   const std::uint64_t data = vise::align_up(bytes, h.cluster_size());
   BitmapSize size;
   size.clusters_bytes = data + vise::align_up(data / h.cluster_size() * 8, h.cluster_size());
-  size.directory_bytes = vise::align_up(24 + name_length, 8);
+  size.directory_bytes = bitmap_entry_size(name_length);
   return size;
 }
 

@@ -1,6 +1,9 @@
 // What the driver offers beyond reading and writing: information, checks, and its entry for the
 // driver table.
+#include <fmt/format.h>
+
 #include <cerrno>
+#include <utility>
 
 #include "format/formats.h"
 #include "format/qcow2/bitmap_directory.h"
@@ -19,7 +22,15 @@ namespace qcow2 {
 Task<DriverInfo> Qcow2::info() {
   SnapshotTable snapshots =
       co_await SnapshotTable::read(*file_, header_, SnapshotTable::Mode::strict);
-  std::vector<BitmapEntry> bitmaps = co_await read_bitmap_directory(*file_, header_);
+  std::vector<BitmapEntry> bitmaps;
+  try {
+    std::vector<BitmapEntry> found = co_await read_bitmap_directory(*file_, header_);
+    bitmaps = std::move(found);
+  } catch (const Error& error) {
+    if (error.code() != EINVAL) throw;
+    if (!bitmaps_lost_)
+      warn(fmt::format("The directory of dirty bitmaps is damaged: {}", error.message()));
+  }
   co_return image_info(header_, snapshots, bitmaps);
 }
 

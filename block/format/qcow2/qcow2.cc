@@ -87,9 +87,10 @@ int probe(std::span<const std::byte> head) {
   return load_be<std::uint32_t>(head.data() + 4) >= 2 ? 100 : 0;
 }
 
-Qcow2::Qcow2(Context& context, Header header, const Settings& settings, std::unique_ptr<Child> file,
+Qcow2::Qcow2(Node& node, Header header, const Settings& settings, std::unique_ptr<Child> file,
              bool read_only)
-    : context_(context),
+    : node_(node),
+      context_(node.graph().context()),
       header_(std::move(header)),
       geometry_(header_),
       settings_(settings),
@@ -139,7 +140,7 @@ Task<std::unique_ptr<Driver>> Qcow2::open(OpenContext& context) {
     }
     check_slice_size(settings, header);
     image.reset(
-        new Qcow2(context.context(), std::move(header), settings, std::move(file), node.read_only));
+        new Qcow2(context.node(), std::move(header), settings, std::move(file), node.read_only));
     co_await image->open_children(context);
     co_await image->load(node.purpose);
   } catch (...) {
@@ -185,6 +186,7 @@ Task<void> Qcow2::load(OpenPurpose purpose) {
   if (purpose == OpenPurpose::check) co_return;  // looks at the disk itself
   co_await mapping_.load().context("L1 table");
   co_await refcounts_.load().context("refcount table");
+  if (purpose == OpenPurpose::io) co_await load_bitmaps().context("dirty bitmaps");
   if (read_only_ || purpose != OpenPurpose::io) co_return;
   co_await prepare_for_writing();
 }
@@ -212,6 +214,7 @@ Task<void> Qcow2::prepare_for_writing() {
   if ((header_.autoclear_features & ~known) != 0) {
     co_await write_autoclear(header_.autoclear_features & known);
   }
+  co_await claim_bitmaps().context("dirty bitmaps");
 }
 
 Task<void> Qcow2::write_autoclear(std::uint64_t features) {
@@ -220,13 +223,6 @@ Task<void> Qcow2::write_autoclear(std::uint64_t features) {
   co_await file_->write(HostOffset(88), ConstIoVec(field.span()));
   co_await file_->flush();
   header_.autoclear_features = features;
-}
-
-// Dirty bitmaps in the image are not kept up to date, so they must not be trusted any more.
-Task<void> Qcow2::begin_change() {
-  if ((header_.autoclear_features & autoclear::bitmaps) != 0) {
-    co_await write_autoclear(header_.autoclear_features & ~autoclear::bitmaps);
-  }
 }
 
 Limits Qcow2::limits() const {
@@ -244,7 +240,7 @@ Limits Qcow2::limits() const {
 Task<void> Qcow2::reopen(bool read_only) {
   if (read_only == read_only_) co_return;
   if (read_only) {
-    co_await settle();
+    co_await finish_writing();
     read_only_ = true;
     co_return;
   }
@@ -270,6 +266,12 @@ Task<void> Qcow2::settle() {
   }
 }
 
+Task<void> Qcow2::finish_writing() {
+  co_await settle();
+  co_await store_bitmaps().context("Storing the dirty bitmaps");
+  co_await settle();
+}
+
 Task<void> Qcow2::release_children() {
   if (backing_) co_await backing_->detach();
   if (data_file_) co_await data_file_->detach();
@@ -282,7 +284,7 @@ Task<void> Qcow2::release_children() {
 Task<void> Qcow2::close() {
   std::exception_ptr failure;
   try {
-    if (!read_only_) co_await settle();
+    if (!read_only_) co_await finish_writing();
   } catch (...) {
     failure = std::current_exception();
   }

@@ -4,6 +4,7 @@
 //   refcounts, space, order            who owns what, where the next cluster goes, who goes first
 //   read, write, write_compressed, zero, resize   the data paths
 //   commit                             the order in which metadata reaches the disk
+//   bitmaps, bitmap_directory, bitmap_data   persistent dirty bitmaps
 #pragma once
 
 #include <cstdint>
@@ -11,6 +12,8 @@
 #include <optional>
 #include <vector>
 
+#include "bitmap/bitmap_set.h"
+#include "format/qcow2/bitmap_directory.h"
 #include "format/qcow2/decoded_cache.h"
 #include "format/qcow2/descriptor.h"
 #include "format/qcow2/header.h"
@@ -27,6 +30,8 @@
 
 namespace vise::qcow2 {
 
+struct BitmapBudget;
+
 struct Settings {
   std::uint64_t l2_cache_size = 8u << 20;        // bytes
   std::uint64_t refcount_cache_size = 2u << 20;  // bytes
@@ -37,7 +42,7 @@ struct Settings {
   bool discard_no_unref = false;
 };
 
-class Qcow2 : public Driver, public Checkable {
+class Qcow2 : public Driver, public Checkable, public BitmapStore {
  public:
   static Task<std::unique_ptr<Driver>> open(OpenContext& context);
   ~Qcow2() override;
@@ -58,13 +63,16 @@ class Qcow2 : public Driver, public Checkable {
   Task<void> reopen(bool read_only) override;
   Task<void> close() override;
   Task<CheckResult> check(CheckRequest request) override;
+  bool can_store_bitmaps() const override { return header_.version >= 3; }
+  void check_storable(std::string_view name, std::uint64_t granularity) const override;
+  Task<void> remove_stored(std::string name) override;
 
   const Header& header() const { return header_; }
   /// For the crash tests alone: takes out a rule to see that they notice.
   OrderRules& order_rules() { return rules_; }
 
  private:
-  Qcow2(Context& context, Header header, const Settings& settings, std::unique_ptr<Child> file,
+  Qcow2(Node& node, Header header, const Settings& settings, std::unique_ptr<Child> file,
         bool read_only);
 
   Child& data() const { return data_file_ ? *data_file_ : *file_; }
@@ -76,8 +84,8 @@ class Qcow2 : public Driver, public Checkable {
   Task<void> prepare_for_writing();
   Task<void> repair_dirty();
   Task<void> write_autoclear(std::uint64_t features);
-  Task<void> begin_change();
   Task<void> settle();
+  Task<void> finish_writing();
   void require_writable() const;
 
   // read.cc: a stretch of one kind, at most as long as asked for.
@@ -139,6 +147,24 @@ class Qcow2 : public Driver, public Checkable {
   Task<void> commit_counts();
   Task<void> commit_if_due();
 
+  // bitmaps.cc
+  struct StoredBitmap {
+    BitmapEntry entry;             // as in the directory on disk
+    std::uint64_t generation = 0;  // of the bits that its table holds
+  };
+  void warn(const std::string& text) const;
+  Task<void> load_bitmaps();
+  Task<void> load_bitmap(const BitmapEntry& entry, NodeBitmap& bitmap, BitmapBudget& budget);
+  Task<void> claim_bitmaps();
+  Task<bool> owns_alone(HostRange range);
+  Task<void> store_bitmaps();
+  Task<HostRange> write_bitmap(const DirtyBitmap& bits);
+  Task<void> switch_bitmaps(std::vector<StoredBitmap> next, std::vector<BitmapEntry> replaced);
+  void check_bitmap_size(std::string_view name, std::uint64_t granularity,
+                         std::uint64_t size) const;
+  void check_bitmaps_can_resize(std::uint64_t size) const;
+
+  Node& node_;
   Context& context_;
   Header header_;
   Geometry geometry_;
@@ -157,6 +183,9 @@ class Qcow2 : public Driver, public Checkable {
   Mapping mapping_;
   Packer packer_;
   DecodedCache decoded_;
+  std::vector<StoredBitmap> stored_bitmaps_;
+  bool bitmaps_loaded_ = false;  // the node's persistent bitmaps are those of the image
+  bool bitmaps_lost_ = false;    // their directory is damaged
 
   // Protects the sequence of a commit; taken with nothing else held but range locks and flights.
   AsyncMutex commit_mutex_;

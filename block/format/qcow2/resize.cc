@@ -26,6 +26,7 @@ Task<void> Qcow2::truncate(std::uint64_t size, TruncateOptions options) {
   if (header_.snapshot_count > 0) {
     throw Error(ENOTSUP, "an image with internal snapshots cannot be resized");
   }
+  check_bitmaps_can_resize(size);
   if (size < old_size) {
     if (!options.allow_shrink) throw Error(EINVAL, "the size would decrease");
     co_await shrink(size);

@@ -53,7 +53,6 @@ bool Qcow2::try_in_place(GuestOffset offset, std::uint64_t length, HostOffset* h
 Task<void> Qcow2::write(GuestOffset offset, ConstIoVec data, WriteFlags flags) {
   require_writable();
   FlightRegister::Flight flight(flights_);
-  if (header_.autoclear_features != 0) co_await begin_change();
   if (flags.compressed) {
     co_await write_compressed(offset, data, flags.level);
   } else {

@@ -37,7 +37,6 @@ std::optional<Descriptor> Qcow2::cleared(const Descriptor& old, Clearing clearin
 Task<void> Qcow2::clear(GuestRange range, Clearing clearing) {
   require_writable();
   FlightRegister::Flight flight(flights_);
-  if (header_.autoclear_features != 0) co_await begin_change();
   const GuestOffset disk_end(header_.virtual_size);
   std::uint64_t first = geometry_.cluster_of(range.start.align_up(geometry_.cluster_size));
   const std::uint64_t end = range.end() == disk_end
