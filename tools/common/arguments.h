@@ -37,6 +37,12 @@ enum : int {
   salvage,
   left_format,
   right_format,
+  bitmap_add,
+  bitmap_remove,
+  bitmap_clear,
+  bitmap_enable,
+  bitmap_disable,
+  bitmap_merge,
 };
 }
 

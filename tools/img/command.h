@@ -19,6 +19,7 @@ struct Subcommand {
   int (*run)(const Program& program, const Arguments& arguments);
 };
 
+extern const Subcommand bitmap_command;
 extern const Subcommand check_command;
 extern const Subcommand compare_command;
 extern const Subcommand convert_command;

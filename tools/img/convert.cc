@@ -13,6 +13,7 @@
 #include "tools/common/open.h"
 #include "tools/common/progress.h"
 #include "tools/img/command.h"
+#include "tools/img/convert_bitmaps.h"
 #include "util/keyval.h"
 #include "vise/child.h"
 #include "vise/error.h"
@@ -65,6 +66,8 @@ struct Request {
   CopyOptions copy;
   std::uint64_t rate = 0;  // bytes per second, 0: no limit
   bool create = true;
+  bool bitmaps = false;
+  BrokenBitmaps broken_bitmaps = BrokenBitmaps::refuse;
   bool show_progress = false;
   bool quiet = false;
 };
@@ -77,8 +80,6 @@ void refuse_what_is_missing(const Arguments& arguments) {
     if (arguments.has(option)) throw Error(ENOTSUP, fmt::format("{} is not supported", what));
   };
   refuse('l', "Converting a snapshot (-l)");
-  refuse(key::bitmaps, "Taking bitmaps over (--bitmaps)");
-  refuse(key::skip_broken_bitmaps, "Taking bitmaps over (--skip-broken-bitmaps)");
   refuse(key::salvage, "--salvage");
 }
 
@@ -101,6 +102,10 @@ void check_combinations(const Arguments& arguments) {
   if (has('B') && arguments.operands.size() > 2) {
     fail("-B (--backing) needs a single source");
   }
+  if (has(key::skip_broken_bitmaps) && !has(key::bitmaps)) {
+    fail("--skip-broken-bitmaps needs --bitmaps");
+  }
+  if (has(key::bitmaps) && arguments.operands.size() > 2) fail("--bitmaps needs a single source");
   if (has('F') && !has('B')) fail("-F (--backing-format) needs -B (--backing)");
 }
 
@@ -147,6 +152,8 @@ Request read_request(const Arguments& arguments) {
   if (const std::string* name = arguments.last('B')) request.backing = *name;
   if (const std::string* name = arguments.last('F')) request.backing_format = *name;
   request.create = !arguments.has('n');
+  request.bitmaps = arguments.has(key::bitmaps);
+  if (arguments.has(key::skip_broken_bitmaps)) request.broken_bitmaps = BrokenBitmaps::skip;
   request.copy.compressed = arguments.has('c');
   request.copy.encoded = !arguments.has(key::recompress);
   request.copy.verify = arguments.has(key::verify);
@@ -234,6 +241,8 @@ Task<int> convert(ImageSession& session, const Request& request) {
     copying.sources.push_back(root);
     size += align_up(root->size(), 512);
   }
+  Node& source = copying.sources.front()->node();
+  if (request.bitmaps) check_bitmaps(source, request.broken_bitmaps);
   const bool has_backing = target && target->options.contains("backing_file");
   const bool new_file = target && target->types.protocol->name == "file";
   if (target) co_await make_target(session, request, std::move(*target), size);
@@ -243,6 +252,7 @@ Task<int> convert(ImageSession& session, const Request& request) {
                                      request.target.filename, root->node().type().name));
   }
   if (request.copy.compressed) codec::check_level(root->limits().codec, request.copy.level);
+  if (request.bitmaps) require_bitmap_support(root->node());
   if (root->size() < size) {
     fail(fmt::format("{}: The target has {} bytes, fewer than the {} of the source",
                      request.target.filename, root->size(), size));
@@ -261,6 +271,7 @@ Task<int> convert(ImageSession& session, const Request& request) {
   control.set_rate(request.rate);
   copying.control = &control;
   co_await copy(std::move(copying));
+  if (request.bitmaps) copy_bitmaps(session.program(), source, root->node());
   co_await root->flush();
   co_await session.close(root);
   progress.complete();
