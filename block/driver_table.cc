@@ -25,7 +25,7 @@ namespace vise {
 namespace {
 
 constexpr std::array built_in_drivers = {
-    &file_driver,     &host_device_driver, &null_aio_driver, &null_co_driver, &qcow2_driver, &raw_driver,
+    &blkdebug_driver, &file_driver,     &host_device_driver, &null_aio_driver, &null_co_driver, &qcow2_driver, &raw_driver,
 #ifndef VISE_PLUGINS
     &compress_driver,
 #endif

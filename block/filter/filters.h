@@ -5,6 +5,7 @@
 
 namespace vise {
 
+extern const DriverType blkdebug_driver;
 extern const DriverType compress_driver;
 
 }  // namespace vise

@@ -81,6 +81,12 @@ class RawDriver final : public Driver {
 
   Task<void> flush() override { return file_->flush(); }
 
+  // The alignment is the file's, but writes are padded to it above this node.
+  EventPause* reached(Event event) override {
+    const bool pads = event >= Event::pwritev_rmw_head && event <= Event::pwritev_rmw_after_tail;
+    return pads ? file_->node().driver().reached(event) : nullptr;
+  }
+
   Task<void> truncate(std::uint64_t size, TruncateOptions options) override {
     if (window_.size) throw Error(ENOTSUP, "A raw image with a fixed size cannot be resized");
     const auto end = checked::add(size, window_.offset);

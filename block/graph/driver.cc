@@ -63,7 +63,9 @@ Task<void> Filter::read(GuestOffset offset, IoVec data) {
 }
 
 Task<void> Filter::write(GuestOffset offset, ConstIoVec data, WriteFlags flags) {
-  if (GuestRange{offset, data.size()}.ends_by(size())) return child_->write(offset, data, flags);
+  const bool inside = GuestRange{offset, data.size()}.ends_by(size());
+  // What a growing node is written past its end stays: it cannot be told from padding.
+  if (inside || child_->limits().growable) return child_->write(offset, data, flags);
   return child_->write(offset, data.first(size() - offset.bytes()), flags);
 }
 
@@ -78,9 +80,7 @@ Task<void> Filter::truncate(std::uint64_t size, TruncateOptions options) {
   return child_->truncate(size, options);
 }
 
-Task<EncodedRun> Filter::read_encoded(GuestRange range) {
-  return child_->read_encoded(range);
-}
+Task<EncodedRun> Filter::read_encoded(GuestRange range) { return child_->read_encoded(range); }
 
 Task<bool> Filter::write_encoded(GuestOffset offset, std::span<const EncodedExtent> extents,
                                  WriteFlags flags) {

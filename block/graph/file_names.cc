@@ -27,6 +27,7 @@ struct RuntimeOptions {
 };
 constexpr std::string_view file_runtime[] = {"aio", "locking"};
 constexpr std::string_view null_runtime[] = {"latency-ns"};
+constexpr std::string_view blkdebug_prefix = "blkdebug";
 constexpr std::string_view qcow2_runtime[] = {
     "lazy-refcounts",      "overlap-check",        "l2-cache-size",
     "refcount-cache-size", "cache-size",           "cache-clean-interval",
@@ -80,15 +81,36 @@ Value::Dict significant_options(const Node& node) {
   return result;
 }
 
+std::string plain_name(const Node& node);
+
+// "blkdebug:CONFIG:IMAGE", which has room for nothing else.
+std::string blkdebug_name(const Node& node) {
+  Value::Dict options = significant_options(node);
+  const std::optional<Value> config = options.take("config");
+  if (!options.empty() || (config && !config->is_string())) return {};
+  const std::string image = plain_name(node.filtered_child()->node());
+  if (image.empty()) return {};
+  const std::string file = config ? config->as_string() : std::string();
+  // The first colon ends the name of the file.
+  if (file.find(':') != std::string::npos) return {};
+  return fmt::format("{}:{}:{}", blkdebug_prefix, file, image);
+}
+
+// May a node of this type stand where plain_name() expects the file of a format?
+bool has_name_form(const DriverType& type) {
+  return type.kind == DriverKind::protocol || type.name == blkdebug_prefix;
+}
+
 // The file name alone, or empty where it does not say it all.
 std::string plain_name(const Node& node) {
+  if (node.type().name == blkdebug_prefix) return blkdebug_name(node);
   Value::Dict options = significant_options(node);
   if (node.type().kind == DriverKind::filter) return {};
   if (node.type().kind == DriverKind::format) {
     const Child* file = node.child("file");
     const Value* backing = node.full_options().find("backing");
     if (!options.empty() || backing != nullptr || file == nullptr) return {};
-    if (file->node().type().kind != DriverKind::protocol) return {};
+    if (!has_name_form(file->node().type())) return {};
     return plain_name(file->node());
   }
   const auto filename = options.take("filename");
@@ -137,9 +159,29 @@ Value::Dict plain_file_options(std::string_view name) {
   return options;
 }
 
+namespace {
+
+Value::Dict blkdebug_options(std::string_view name, DriverTable& drivers) {
+  const std::string_view rest = name.substr(blkdebug_prefix.size() + 1);
+  const auto colon = rest.find(':');
+  if (colon == std::string_view::npos) {
+    throw Error(EINVAL, fmt::format("'{}' must have the form blkdebug:CONFIG:IMAGE, where CONFIG "
+                                    "may be empty",
+                                    name));
+  }
+  Value::Dict options;
+  options.set("driver", blkdebug_prefix);
+  if (colon > 0) options.set("config", rest.substr(0, colon));
+  options.set("image", protocol_options(rest.substr(colon + 1), drivers));
+  return options;
+}
+
+}  // namespace
+
 Value::Dict protocol_options(std::string_view name, DriverTable& drivers) {
   const std::string_view prefix = protocol_prefix(name);
   if (prefix.empty()) return plain_file_options(name);
+  if (prefix == blkdebug_prefix) return blkdebug_options(name, drivers);
   if (prefix == "file") return plain_file_options(name.substr(prefix.size() + 1));
   const std::string_view protocol = prefix.substr(0, prefix.find('+'));
   const DriverType* type = drivers.find(protocol);

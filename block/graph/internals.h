@@ -44,6 +44,8 @@ struct Graph::Internals {
   static Task<void> switch_nodes(std::vector<Node*> nodes, bool read_only);
 
   // open.cc
+  /// Does a name without a driver, for a child in this role, go straight to a protocol?
+  static bool names_protocol(const OpenContext* parent, EdgeRole role);
   /// Settles which driver is meant, then opens the node.
   static Task<std::shared_ptr<Node>> open_layer(Graph& graph, OpenRequest request,
                                                 OpenContext* parent, EdgeRole role);

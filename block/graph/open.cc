@@ -127,6 +127,15 @@ Task<std::unique_ptr<Child>> Graph::open_root(OpenRequest request) {
   co_return edge;
 }
 
+// Below a filter it depends on the place of the filter.
+bool Graph::Internals::names_protocol(const OpenContext* parent, EdgeRole role) {
+  while (role == EdgeRole::filtered && parent != nullptr) {
+    role = parent->role_;
+    parent = parent->parent_;
+  }
+  return is_protocol_place(role);
+}
+
 Task<std::shared_ptr<Node>> Graph::Internals::open_layer(Graph& graph, OpenRequest request,
                                                          OpenContext* parent, EdgeRole role) {
   DriverTable& drivers = graph.context().drivers();
@@ -141,7 +150,7 @@ Task<std::shared_ptr<Node>> Graph::Internals::open_layer(Graph& graph, OpenReque
   const std::string driver = take_driver(request, path);
   const DriverType* type = driver.empty() ? nullptr : &drivers.get(driver);
   const bool is_protocol =
-      type != nullptr ? type->kind == DriverKind::protocol : is_protocol_place(role);
+      type != nullptr ? type->kind == DriverKind::protocol : names_protocol(parent, role);
   if (!request.filename.empty()) {
     add_file_name(request.options, protocol_options(request.filename, drivers), is_protocol);
   } else if (type == nullptr) {
@@ -304,7 +313,7 @@ Task<std::shared_ptr<Node>> Graph::Internals::open_described(OpenContext& contex
     if (!image_name.empty()) {
       Value::Dict file =
           options_of_image_name(graph, context.node_.protocol_filename(), image_name);
-      const bool complete = image_name.starts_with(json_prefix) || is_protocol_place(role);
+      const bool complete = image_name.starts_with(json_prefix) || names_protocol(&context, role);
       if (complete) {
         override_options(file, request.options);
         request.options = std::move(file);

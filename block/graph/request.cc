@@ -181,7 +181,9 @@ Task<void> Child::write(GuestOffset offset, ConstIoVec data, WriteFlags flags) {
   if (flush_after) flags.fua = false;
   if (node.options().cache_no_flush) flags.fua = false;
   if (!flags.compressed && fits(limits, range, data, limits.write_alignment)) {
+    co_await EventPoint(node.driver().reached(Event::pwritev));
     co_await node.driver().write(offset, data, flags);
+    co_await EventPoint(node.driver().reached(Event::pwritev_done));
   } else {
     const Target target{node.driver(), limits, node.size()};
     co_await write_any(target, offset, data, flags);

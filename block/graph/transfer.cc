@@ -70,6 +70,7 @@ Task<void> write_aligned(Target target, GuestOffset offset, ConstIoVec data, Wri
   const std::uint64_t most = flags.compressed ? limits.max_compressed : limits.max_transfer;
   while (!data.empty()) {
     std::uint64_t length = direct_prefix(limits, data, unit, most);
+    co_await EventPoint(target.driver.reached(Event::pwritev));
     if (length > 0) {
       co_await target.driver.write(offset, data.first(length), flags);
     } else {
@@ -79,6 +80,7 @@ Task<void> write_aligned(Target target, GuestOffset offset, ConstIoVec data, Wri
       data.copy_to(bounce);
       co_await target.driver.write(offset, ConstIoVec(bounce.span()), flags);
     }
+    co_await EventPoint(target.driver.reached(Event::pwritev_done));
     offset += length;
     data = data.slice(length);
   }
@@ -113,12 +115,22 @@ Task<void> write_padded(Target target, GuestOffset offset, ConstIoVec data, Writ
   Buffer bounce(units.length);
   const bool one_read = head > 0 && tail_exists && units.length <= 2 * unit;
   if (one_read) {
+    co_await EventPoint(target.driver.reached(Event::pwritev_rmw_head));
+    co_await EventPoint(target.driver.reached(Event::pwritev_rmw_tail));
     co_await read_units(target, units.start, bounce.span());
+    co_await EventPoint(target.driver.reached(Event::pwritev_rmw_after_head));
+    co_await EventPoint(target.driver.reached(Event::pwritev_rmw_after_tail));
   } else {
-    if (head > 0) co_await read_units(target, units.start, bounce.first(unit));
+    if (head > 0) {
+      co_await EventPoint(target.driver.reached(Event::pwritev_rmw_head));
+      co_await read_units(target, units.start, bounce.first(unit));
+      co_await EventPoint(target.driver.reached(Event::pwritev_rmw_after_head));
+    }
     // (A single unit that the head brought in already has its tail.)
     if (tail_exists && (head == 0 || units.length > unit)) {
+      co_await EventPoint(target.driver.reached(Event::pwritev_rmw_tail));
       co_await read_units(target, units.end() - unit, bounce.span().last(unit));
+      co_await EventPoint(target.driver.reached(Event::pwritev_rmw_after_tail));
     }
   }
   data.copy_to(bounce.span().subspan(head, data.size()));
@@ -130,12 +142,14 @@ Task<void> write_padded(Target target, GuestOffset offset, ConstIoVec data, Writ
 
 // One stretch natively; false if the driver cannot.
 Task<bool> write_zeroes_natively(Target target, GuestRange range, ZeroFlags flags) {
+  co_await EventPoint(target.driver.reached(Event::pwritev_zero));
   try {
     co_await target.driver.write_zeroes(range, flags);
   } catch (const Error& error) {
     if (error.code() != ENOTSUP || flags.no_fallback) throw;
     co_return false;
   }
+  co_await EventPoint(target.driver.reached(Event::pwritev_done));
   co_return true;
 }
 
