@@ -42,6 +42,7 @@ Task<void> Qcow2::commit_now() {
       co_await file_->flush();
     }
     co_await mapping_.write_links(changes);
+    co_await file_->event(Event::flush_to_disk);
     co_await file_->flush();
   } catch (...) {
     failure = std::current_exception();
@@ -73,10 +74,12 @@ Task<void> Qcow2::commit() {
   const std::uint64_t mine = ++commits_wanted_;
   AsyncMutex::Guard guard = co_await commit_mutex_.lock();
   if (commits_covered_ >= mine) co_return;
+  co_await file_->event(Event::flush_to_os);
   const std::uint64_t covered = commits_wanted_;
   if (mapping_.is_dirty()) {
     co_await commit_now();
   } else {
+    co_await file_->event(Event::flush_to_disk);
     if (data_file_) co_await data_file_->flush();
     co_await file_->flush();
   }

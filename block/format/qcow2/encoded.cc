@@ -51,6 +51,7 @@ Task<EncodedRun> Qcow2::read_encoded(GuestRange range) {
     end = found[i].host + length;
   }
   run.storage = Buffer(end - start);
+  co_await file_->event(Event::read_compressed);
   co_await read_padded(*file_, start, run.storage.span());
   for (std::size_t i = 0; i < lengths.size(); ++i) {
     EncodedExtent extent;

@@ -20,7 +20,7 @@ Mapping::Mapping(Header& header, const Geometry& geometry, Child& file, Space& s
       geometry_(geometry),
       file_(file),
       space_(space),
-      cache_(file, slice_size, cache_size) {}
+      cache_(file, slice_size, cache_size, {Event::l2_load, Event::l2_update}) {}
 
 Task<void> Mapping::load() {
   const HostRange range = header_.l1_table();
@@ -128,7 +128,10 @@ Task<void> Mapping::make_table(std::uint64_t l1_index) {
   try {
     for (std::uint64_t at = 0; at < geometry_.cluster_size; at += slice_size) {
       TableCache::Ref from;
-      if (old_table.bytes() != 0) from = co_await cache_.get(old_table + at);
+      if (old_table.bytes() != 0) {
+        co_await file_.event(Event::l2_alloc_cow_read);
+        from = co_await cache_.get(old_table + at);
+      }
       TableCache::Ref to = cache_.insert_zeroed(fresh.start + at);
       if (from) std::memcpy(to.data(), from.data(), slice_size);
     }
@@ -206,6 +209,8 @@ Mapping::Changes Mapping::changes() const {
 }
 
 Task<void> Mapping::write_new_tables(Changes& changes) {
+  if (changes.new_tables.empty()) co_return;
+  co_await file_.event(Event::l2_alloc_write);
   co_await cache_.write(std::move(changes.new_tables));
 }
 
@@ -215,6 +220,7 @@ Task<void> Mapping::write_links(Changes& changes) {
     const std::uint64_t index = changes.l1_indices[i];
     Buffer entry(8);
     store_be(entry.data(), changes.l1_entries[i]);
+    co_await file_.event(Event::l1_update);
     co_await file_.write(header_.l1_offset + index * 8, ConstIoVec(entry.span()));
     if (l1_[index] == changes.l1_entries[i]) dirty_l1_.erase(index);
   }

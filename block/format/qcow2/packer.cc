@@ -39,6 +39,7 @@ void Packer::send(std::shared_ptr<Chunk>& chunk) {
 Task<void> Packer::write(std::shared_ptr<Chunk> chunk) {
   try {
     const ConstIoVec data(chunk->data.first(chunk->used));
+    co_await file_.event(Event::write_compressed);
     co_await file_.write(chunk->start, data);
   } catch (...) {
     chunk->error = std::current_exception();

@@ -141,6 +141,7 @@ Task<void> Qcow2::read_run(Run run, GuestOffset offset, IoVec data) {
       break;
     case Extent::Kind::data: {
       // Like everything in the format, data beyond the end of the file reads as zeros.
+      co_await file_->event(Event::read_aio);
       Child& from = this->data();
       const std::uint64_t size = from.size();
       const std::uint64_t start = run.host->bytes();
@@ -163,7 +164,10 @@ Task<void> Qcow2::read_backing(GuestOffset offset, IoVec data) {
   if (backing_) {
     const std::uint64_t size = backing_->size();
     if (offset.bytes() < size) there = std::min(size - offset.bytes(), data.size());
-    if (there > 0) co_await backing_->read(offset, data.first(there));
+    if (there > 0) {
+      co_await file_->event(Event::read_backing_aio);
+      co_await backing_->read(offset, data.first(there));
+    }
   }
   data.slice(there).fill(std::byte{0});
 }

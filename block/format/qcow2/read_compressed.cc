@@ -68,6 +68,7 @@ Task<void> Qcow2::read_group(std::span<const Descriptor> clusters, IoVec data) {
   const HostOffset start = clusters.front().host;
   const std::uint64_t length = clusters.back().host + clusters.back().stored_length - start;
   Buffer stored(length);
+  co_await file_->event(Event::read_compressed);
   co_await read_padded(*file_, start, stored.span());
 
   const Codec codec = header_.compression;
@@ -99,6 +100,7 @@ Task<void> Qcow2::read_part(Descriptor cluster, std::uint64_t offset_in_cluster,
 
 Task<Buffer> Qcow2::decode_cluster(Descriptor cluster) {
   Buffer stored(cluster.stored_length);
+  co_await file_->event(Event::read_compressed);
   co_await read_padded(*file_, cluster.host, stored.span());
   Buffer decoded(geometry_.cluster_size);
   const Codec codec = header_.compression;

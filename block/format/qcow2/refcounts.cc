@@ -26,11 +26,15 @@ std::uint64_t slice_size_for(const Header& header) {
 }  // namespace
 
 Refcounts::Refcounts(Header& header, Child& file, std::uint64_t cache_size)
-    : header_(header), file_(file), cache_(file, slice_size_for(header), cache_size) {}
+    : header_(header),
+      file_(file),
+      cache_(file, slice_size_for(header), cache_size,
+             {Event::refblock_load, Event::refblock_update}) {}
 
 Task<void> Refcounts::load() {
   const HostRange range = header_.refcount_table();
   Buffer bytes(range.length);
+  co_await file_.event(Event::reftable_load);
   co_await read_padded(file_, range.start, bytes.span());
   table_.resize(range.length / 8);
   for (std::size_t i = 0; i < table_.size(); ++i) {
@@ -173,6 +177,7 @@ Task<Refcounts::Run> Refcounts::take_free(std::uint64_t most) {
 // The new block is the first cluster of the range it covers that is asked for: nothing there can
 // be in use, since there were no counts, and the block describes itself.
 Task<void> Refcounts::add_block(std::uint64_t cluster) {
+  co_await file_.event(Event::refblock_alloc);
   const std::uint64_t table_index = cluster / entries_per_block();
   if (table_index >= table_.size()) {
     co_await grow_table(cluster);
@@ -201,15 +206,19 @@ Task<void> Refcounts::grow_table(std::uint64_t cluster) {
   AsyncMutex::Guard guard = co_await growth_.lock();
   if (cluster / entries_per_block() < table_.size()) co_return;  // somebody else's growth did it
 
+  co_await file_.event(Event::reftable_grow);
   const GrownTable plan = plan_growth(cluster);
   // Blocks that the old table on disk lacks are named by the new one: they must be stable too.
+  co_await file_.event(Event::refblock_alloc_write_blocks);
   co_await write_blocks(unhooked_);
+  co_await file_.event(Event::refblock_alloc_write_table);
   co_await file_.write(plan.offset, ConstIoVec(plan.image.span()));
   co_await file_.flush();
   Buffer fields(12);
   BigEndianWriter out(fields.span());
   out.u64(plan.offset.bytes());
   out.u32(plan.clusters);
+  co_await file_.event(Event::refblock_alloc_switch_table);
   co_await file_.write(HostOffset(48), ConstIoVec(fields.span()));
   co_await file_.flush();
 
@@ -260,6 +269,7 @@ Refcounts::GrownTable Refcounts::plan_growth(std::uint64_t cluster) const {
 }
 
 Task<void> Refcounts::write_blocks(std::vector<NewBlock> blocks) {
+  if (!blocks.empty()) co_await file_.event(Event::refblock_alloc_write);
   auto images = cache_.dirty_images([&](HostOffset offset) {
     return std::ranges::any_of(blocks, [&](const NewBlock& block) {
       return offset >= block.offset && offset - block.offset < header_.cluster_size();
@@ -272,6 +282,8 @@ Task<void> Refcounts::hook_blocks(std::vector<NewBlock> blocks) {
   for (const NewBlock& block : blocks) {
     Buffer entry(8);
     store_be(entry.data(), block.offset.bytes());
+    co_await file_.event(Event::refblock_alloc_hookup);
+    co_await file_.event(Event::reftable_update);
     co_await file_.write(header_.refcount_table_offset + block.index * 8, ConstIoVec(entry.span()));
   }
   std::erase_if(unhooked_, [&](const NewBlock& block) {

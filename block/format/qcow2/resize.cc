@@ -91,16 +91,19 @@ Task<void> Qcow2::grow_l1(std::uint64_t entries) {
   co_await commit();  // so that the old table on disk is what is in memory
   const HostRange old_table = header_.l1_table();
   const std::uint64_t clusters = divide_up(entries * 8, geometry_.cluster_size);
+  co_await file_->event(Event::l1_grow_alloc_table);
   const HostRange space = co_await space_.allocate_contiguous(clusters);
   std::vector<std::uint64_t>& l1 = mapping_.l1();
   Buffer bytes = Buffer::zeroed(space.length);
   for (std::size_t i = 0; i < l1.size(); ++i) store_be(bytes.data() + i * 8, l1[i]);
+  co_await file_->event(Event::l1_grow_write_table);
   co_await file_->write(space.start, ConstIoVec(bytes.span()));
   co_await commit_counts();
   Buffer fields(12);
   BigEndianWriter out(fields.span());
   out.u32(static_cast<std::uint32_t>(entries));
   out.u64(space.start.bytes());
+  co_await file_->event(Event::l1_grow_activate_table);
   co_await file_->write(HostOffset(36), ConstIoVec(fields.span()));
   co_await file_->flush();
   l1.resize(entries);
@@ -123,7 +126,9 @@ Task<void> Qcow2::shrink(std::uint64_t size) {
   if (from.bytes() < old_end) {
     co_await clear({from, header_.virtual_size - from.bytes()}, Clearing::discard_fully);
   }
+  co_await file_->event(Event::l1_shrink_free_l2_clusters);
   mapping_.drop_tables(divide_up(size, header_.l2_coverage()));
+  co_await file_->event(Event::l1_shrink_write_table);
   co_await commit();
   co_await write_size(size);
   header_.virtual_size = size;

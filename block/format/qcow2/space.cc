@@ -20,6 +20,7 @@ Space::Space(const Header& header, const Geometry& geometry, Refcounts& refcount
       holes_(geometry.cluster_bits) {}
 
 Task<HostRange> Space::allocate_clusters(std::uint64_t most) {
+  co_await file_.event(Event::cluster_alloc);
   if (is_reclaim_due()) co_await reclaim();
   while (!free_clusters_.empty()) {
     const auto [first, end] = free_clusters_.take_first();
@@ -58,6 +59,7 @@ Task<HostRange> Space::allocate_contiguous(std::uint64_t count) {
 // Best fit among the holes, then behind the last extent, then a new cluster.
 Task<HostOffset> Space::allocate_bytes(std::uint64_t length) {
   assert(length > 0 && length < geometry_.cluster_size);
+  co_await file_.event(Event::cluster_alloc_bytes);
   for (;;) {
     const std::optional<HostOffset> hole = holes_.take(length);
     if (!hole) break;
@@ -186,6 +188,7 @@ void Space::abandon_cluster(std::uint64_t cluster) {
 }
 
 Task<void> Space::give_back(const Freed& freed) {
+  co_await file_.event(Event::cluster_free);
   if (on_freed) {
     on_freed({HostOffset(freed.first << geometry_.cluster_bits), (freed.last - freed.first + 1)
                                                                      << geometry_.cluster_bits});

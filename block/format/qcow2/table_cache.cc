@@ -7,8 +7,8 @@
 
 namespace vise::qcow2 {
 
-TableCache::TableCache(Child& file, std::uint64_t slice_size, std::uint64_t capacity)
-    : file_(file), slice_size_(slice_size), capacity_(capacity) {}
+TableCache::TableCache(Child& file, std::uint64_t slice_size, std::uint64_t capacity, Events events)
+    : file_(file), slice_size_(slice_size), capacity_(capacity), events_(events) {}
 
 void TableCache::touch(Slice& slice) { lru_.splice(lru_.begin(), lru_, slice.position); }
 
@@ -49,6 +49,7 @@ TableCache::Ref TableCache::try_get(HostOffset offset) {
 Task<void> TableCache::load(Slice& slice) {
   std::exception_ptr failure;
   try {
+    co_await file_.event(events_.load);
     co_await read_padded(file_, slice.offset, slice.data.span());
   } catch (...) {
     failure = std::current_exception();
@@ -119,6 +120,7 @@ Task<void> TableCache::write(std::vector<Image> images) {
       ++to;
     }
     const ConstIoVec data{std::span<const IoSegment>(segments)};
+    co_await file_.event(events_.update);
     co_await file_.write(images[from].offset, data);
     for (; from < to; ++from) {
       const auto found = slices_.find(images[from].offset.bytes());

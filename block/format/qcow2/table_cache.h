@@ -21,7 +21,12 @@ class TableCache {
  public:
   /// Slices of `slice_size` bytes (a power of two, at most a cluster) of tables in `file`; about
   /// `capacity` bytes are kept, more only while dirty or in use.
-  TableCache(Child& file, std::uint64_t slice_size, std::uint64_t capacity);
+  /// What the file is told before a slice is read or written.
+  struct Events {
+    Event load;
+    Event update;
+  };
+  TableCache(Child& file, std::uint64_t slice_size, std::uint64_t capacity, Events events);
   TableCache(const TableCache&) = delete;
 
  private:
@@ -112,6 +117,7 @@ class TableCache {
   Child& file_;
   std::uint64_t slice_size_;
   std::uint64_t capacity_;  // bytes
+  Events events_;
   std::uint64_t dirty_count_ = 0;
   std::unordered_map<std::uint64_t, std::unique_ptr<Slice>> slices_;  // by host offset
   std::list<Slice*> lru_;                                             // most recent first

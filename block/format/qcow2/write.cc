@@ -58,6 +58,7 @@ Task<void> Qcow2::write(GuestOffset offset, ConstIoVec data, WriteFlags flags) {
   } else {
     HostOffset host;
     if (try_in_place(offset, data.size(), &host)) {
+      co_await file_->event(Event::write_aio);
       co_await this->data().write(host, data);
       co_return;
     }
@@ -208,6 +209,7 @@ Task<void> Qcow2::write_piece(const Piece& piece, GuestOffset offset, ConstIoVec
 
   Buffer head(written.start - stored.start);
   Buffer tail(stored.end() - written.end());
+  if (!head.empty() || !tail.empty()) co_await file_->event(Event::cow_read);
   if (!head.empty()) co_await read_range(stored.start, IoVec(head.span()));
   if (!tail.empty()) {
     // Behind the end of the disk the last cluster is filled with zeros.
@@ -217,7 +219,11 @@ Task<void> Qcow2::write_piece(const Piece& piece, GuestOffset offset, ConstIoVec
     std::ranges::fill(tail.span().subspan(visible), std::byte{0});
   }
   // A fresh cluster behind the end of the file reads as zeros where it is not written.
-  if (piece.reads_zero && is_zero(head.span()) && is_zero(tail.span())) {
+  const bool leaves_rest = piece.reads_zero && is_zero(head.span()) && is_zero(tail.span());
+  if (piece.fresh) co_await file_->event(Event::cluster_alloc_space);
+  if (!leaves_rest && (!head.empty() || !tail.empty())) co_await file_->event(Event::cow_write);
+  co_await file_->event(Event::write_aio);
+  if (leaves_rest) {
     co_await this->data().write(host + head.size(), middle);
     co_return;
   }

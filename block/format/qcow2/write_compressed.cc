@@ -123,6 +123,7 @@ Task<void> Qcow2::store(std::uint64_t first, std::span<StoredCluster> clusters,
         }
       }
       if (!fresh.empty()) {
+        co_await file_->event(Event::l2_update_compressed);
         co_await mapping_.set(first + from, fresh, Space::Reason::overwritten);
         for (std::size_t linked = from; linked < i; ++linked) clusters[linked].placed = false;
       }
