@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <optional>
+#include <span>
 #include <string>
 
 #include "vise/task.h"
@@ -13,6 +14,7 @@
 
 namespace vise {
 
+struct CreateOption;
 class Node;
 
 enum class Repair { none, leaks, all };
@@ -47,6 +49,61 @@ class Checkable {
   virtual Task<CheckResult> check(CheckRequest request) = 0;
 };
 
+/// Which internal snapshot is meant: everything given must match.
+struct SnapshotSelector {
+  std::optional<std::string> id;
+  std::optional<std::string> name;
+  std::optional<std::string> word;  // tried as ID, then as name
+};
+
+struct NewSnapshot {
+  std::string name;               // at most 65535 bytes; need not be unique
+  std::uint32_t seconds = 0;      // since 1970, UTC
+  std::uint32_t nanoseconds = 0;  // below 10^9
+};
+
+/// A driver that keeps snapshots inside the image; Driver::info() lists them. Everything is called
+/// drained and, but for view_snapshot(), on a writable node. Stopping at any moment leaves the disk
+/// as it was before or as it is afterwards, all snapshots intact, and at worst leaked clusters or
+/// COPIED flags that are clear where they could be set.
+class HasSnapshots {
+ public:
+  virtual ~HasSnapshots() = default;
+  virtual Task<void> create_snapshot(NewSnapshot snapshot) = 0;
+  /// The disk becomes what it was, its size included. Error(ENOENT) if there is no such snapshot;
+  /// so below.
+  virtual Task<void> apply_snapshot(SnapshotSelector which) = 0;
+  virtual Task<void> delete_snapshot(SnapshotSelector which) = 0;
+  /// For read-only nodes: from now on the node shows the disk of the snapshot, at its size.
+  virtual Task<void> view_snapshot(SnapshotSelector which) = 0;
+};
+
+/// A driver whose image names a backing file. Called drained, on a writable node.
+class HasBackingFile {
+ public:
+  virtual ~HasBackingFile() = default;
+  /// Changes what the image says; the node goes on with the backing image it has. Both are stored
+  /// as they are; empty: none. Stable when it completes. Error(ENOSPC) if there is no room.
+  virtual Task<void> change_backing_file(std::string filename, std::string format) = 0;
+  /// Drops everything the image itself holds, so that the backing image shows. For images whose
+  /// content the backing image has by now: a power failure may leave any part of it dropped.
+  virtual Task<void> make_empty() = 0;
+};
+
+struct AmendRequest {
+  Value::Dict options;  // -o options by name, values as typed (strings) or JSON
+  std::function<void(double fraction)> on_progress;  // 0 to 1; may be empty
+};
+
+/// A driver that can change the form of an image in place. Called drained, on a writable node.
+class Amendable {
+ public:
+  virtual ~Amendable() = default;
+  virtual std::span<const CreateOption> amend_options() const = 0;
+  /// Throws Error(EINVAL / ENOTSUP), with nothing changed, for what cannot be changed.
+  virtual Task<void> amend(AmendRequest request) = 0;
+};
+
 /// What a new image is to hold; see DriverType::measure.
 struct MeasureRequest {
   std::uint64_t size = 0;  // bytes of the new image
@@ -56,8 +113,8 @@ struct MeasureRequest {
 
 /// Sizes in bytes of the file(s) of the new image.
 struct MeasureResult {
-  std::uint64_t required = 0;         // for what is known to be stored at first
-  std::uint64_t fully_allocated = 0;  // when every cluster has been written
+  std::uint64_t required = 0;            // for what is known to be stored at first
+  std::uint64_t fully_allocated = 0;     // when every cluster has been written
   std::optional<std::uint64_t> bitmaps;  // to take over the bitmaps of the source
 };
 

@@ -27,6 +27,7 @@ extern const Subcommand create_command;
 extern const Subcommand info_command;
 extern const Subcommand map_command;
 extern const Subcommand measure_command;
+extern const Subcommand snapshot_command;
 
 /// All of them, sorted by name.
 std::span<const Subcommand* const> subcommands();

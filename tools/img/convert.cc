@@ -12,6 +12,7 @@
 #include "tools/common/creation.h"
 #include "tools/common/open.h"
 #include "tools/common/progress.h"
+#include "tools/common/snapshots.h"
 #include "tools/img/command.h"
 #include "tools/img/convert_bitmaps.h"
 #include "util/keyval.h"
@@ -59,6 +60,7 @@ constexpr OptionSpec options[] = {
 
 struct Request {
   std::vector<ImageArguments> sources;
+  std::optional<SnapshotSelector> snapshot;  // of the only source
   ImageArguments target;
   std::string output_format;
   std::vector<std::string> option_lists;
@@ -79,7 +81,6 @@ void refuse_what_is_missing(const Arguments& arguments) {
   const auto refuse = [&](int option, std::string_view what) {
     if (arguments.has(option)) throw Error(ENOTSUP, fmt::format("{} is not supported", what));
   };
-  refuse('l', "Converting a snapshot (-l)");
   refuse(key::salvage, "--salvage");
 }
 
@@ -106,6 +107,7 @@ void check_combinations(const Arguments& arguments) {
     fail("--skip-broken-bitmaps needs --bitmaps");
   }
   if (has(key::bitmaps) && arguments.operands.size() > 2) fail("--bitmaps needs a single source");
+  if (has('l') && arguments.operands.size() > 2) fail("-l (--snapshot) needs a single source");
   if (has('F') && !has('B')) fail("-F (--backing-format) needs -B (--backing)");
 }
 
@@ -139,6 +141,7 @@ Request read_request(const Arguments& arguments) {
     source.filename = arguments.operands[i];
     request.sources.push_back(source);
   }
+  if (const std::string* text = arguments.last('l')) request.snapshot = snapshot_selector(*text);
   request.output_format = arguments.value_or('O', "raw");
   request.target.filename = arguments.operands.back();
   request.target.image_opts = arguments.has(key::target_image_opts);
@@ -238,6 +241,7 @@ Task<int> convert(ImageSession& session, const Request& request) {
   std::uint64_t size = 0;
   for (const ImageArguments& source : request.sources) {
     Child* root = co_await open_source(session, source);
+    if (request.snapshot) co_await view_snapshot(*root, *request.snapshot);
     copying.sources.push_back(root);
     size += align_up(root->size(), 512);
   }

@@ -9,6 +9,7 @@
 #include "tools/common/creation.h"
 #include "tools/common/key_order.h"
 #include "tools/common/open.h"
+#include "tools/common/snapshots.h"
 #include "tools/img/command.h"
 #include "util/json.h"
 #include "util/keyval.h"
@@ -34,6 +35,7 @@ constexpr OptionSpec options[] = {
 
 struct Request {
   std::optional<ImageArguments> image;
+  std::optional<SnapshotSelector> snapshot;
   std::uint64_t size = 0;
   std::string target_format;
   std::vector<std::string> option_lists;
@@ -66,6 +68,7 @@ Task<int> measure(ImageSession& session, const Request& request) {
   measured.options = parse_creation_options(types, request.option_lists);
   if (request.image) {
     Child* root = co_await session.open(*request.image);
+    if (request.snapshot) co_await view_snapshot(*root, *request.snapshot);
     measured.source = &root->node();
     measured.size = root->size();
   }
@@ -87,7 +90,6 @@ int run(const Program& program, const Arguments& arguments) {
   if (!has_file && file_options) {
     throw UsageError("-f, -l and --image-opts need an image file name");
   }
-  if (arguments.has('l')) throw Error(ENOTSUP, "Snapshots (-l) cannot be measured yet");
   Request request;
   if (has_file) {
     ImageArguments image;
@@ -96,6 +98,7 @@ int run(const Program& program, const Arguments& arguments) {
     image.image_opts = arguments.has(key::image_opts);
     image.force_share = arguments.has('U');
     request.image = std::move(image);
+    if (const std::string* text = arguments.last('l')) request.snapshot = snapshot_selector(*text);
   } else {
     request.size = size_argument(*size, "image size");
   }

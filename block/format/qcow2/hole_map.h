@@ -25,6 +25,12 @@ class HoleMap {
   /// The host cluster is free as a whole, or nothing is known of it any more.
   void forget_cluster(std::uint64_t cluster);
 
+  void clear() {
+    by_place_.clear();
+    by_size_.clear();
+    bytes_ = 0;
+  }
+
   std::uint64_t bytes() const { return bytes_; }
   bool empty() const { return by_place_.empty(); }
 

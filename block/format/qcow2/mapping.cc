@@ -190,6 +190,12 @@ void Mapping::drop_tables(std::uint64_t first) {
   }
 }
 
+void Mapping::replace(std::vector<std::uint64_t> l1) {
+  assert(dirty_l1_.empty());
+  cache_.clear();
+  l1_ = std::move(l1);
+}
+
 Mapping::Changes Mapping::changes() const {
   Changes changes;
   for (const std::uint64_t index : dirty_l1_) {

@@ -53,6 +53,9 @@ class Mapping {
   /// Removes the L2 tables from L1 entry `first` on; their clusters have been freed before.
   void drop_tables(std::uint64_t first);
 
+  /// The disk has another L1 table and other L2 tables from now on. Nothing may be dirty or in use.
+  void replace(std::vector<std::uint64_t> l1);
+
   /// What a commit writes, as it was at one moment.
   struct Changes {
     std::vector<TableCache::Image> new_tables;  // slices of tables no L1 entry on disk names

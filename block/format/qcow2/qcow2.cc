@@ -49,6 +49,7 @@ Settings read_settings(OpenContext& context) {
   settings.l2_slice_size = options.l2_cache_entry_size.value_or(0);
   settings.pass_discard_request =
       options.pass_discard_request.value_or(context.node_options().discard_unmap);
+  settings.pass_discard_snapshot = options.pass_discard_snapshot.value_or(true);
   settings.pass_discard_other = options.pass_discard_other.value_or(false);
   settings.discard_no_unref = options.discard_no_unref.value_or(false);
   return settings;

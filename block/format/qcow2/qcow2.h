@@ -3,6 +3,7 @@
 //   descriptor, mapping, table_cache   from guest clusters to L2 entries
 //   refcounts, space, order            who owns what, where the next cluster goes, who goes first
 //   read, write, write_compressed, zero, resize   the data paths
+//   snapshot, l1_tree, rewrite   operations on whole L1 tables and the header
 //   commit                             the order in which metadata reaches the disk
 //   bitmaps, bitmap_directory, bitmap_data   persistent dirty bitmaps
 #pragma once
@@ -38,11 +39,19 @@ struct Settings {
   std::uint64_t decoded_cache_size = 32u << 20;  // bytes
   std::uint64_t l2_slice_size = 0;               // bytes, at most a cluster
   bool pass_discard_request = false;
+  bool pass_discard_snapshot = true;
   bool pass_discard_other = false;
   bool discard_no_unref = false;
 };
 
-class Qcow2 : public Driver, public Checkable, public BitmapStore {
+class References;
+struct SnapshotTable;
+
+class Qcow2 : public Driver,
+              public Checkable,
+              public BitmapStore,
+              public HasSnapshots,
+              public HasBackingFile {
  public:
   static Task<std::unique_ptr<Driver>> open(OpenContext& context);
   ~Qcow2() override;
@@ -66,6 +75,12 @@ class Qcow2 : public Driver, public Checkable, public BitmapStore {
   bool can_store_bitmaps() const override { return header_.version >= 3; }
   void check_storable(std::string_view name, std::uint64_t granularity) const override;
   Task<void> remove_stored(std::string name) override;
+  Task<void> create_snapshot(NewSnapshot request) override;
+  Task<void> apply_snapshot(SnapshotSelector which) override;
+  Task<void> delete_snapshot(SnapshotSelector which) override;
+  Task<void> view_snapshot(SnapshotSelector which) override;
+  Task<void> change_backing_file(std::string filename, std::string format) override;
+  Task<void> make_empty() override;
 
   const Header& header() const { return header_; }
   /// For the crash tests alone: takes out a rule to see that they notice.
@@ -140,6 +155,23 @@ class Qcow2 : public Driver, public Checkable, public BitmapStore {
   Task<void> zero_tail(std::uint64_t from, std::uint64_t backing_end);
   Task<void> shrink(std::uint64_t size);
   Task<void> write_size(std::uint64_t size);
+  Task<void> cut_free_end();
+
+  // rewrite.cc
+  Task<void> write_header(Header header);
+
+  // snapshot.cc
+  Task<void> begin_operation();
+  Task<void> begin_snapshot_operation();
+  Task<HostRange> allocate_table(std::uint64_t bytes);
+  Task<void> release(const References& dropped);
+  Task<void> refresh_copied();
+  Task<void> drop_l1_entries(std::uint64_t first);
+  Task<HostRange> write_snapshot_table(const SnapshotTable& table);
+  Task<void> switch_snapshot_table(const SnapshotTable& table, HostRange space);
+  Task<HostRange> share_active_tree(const References& shared, bool& raised);
+  Task<void> switch_active_tree(const std::vector<std::uint64_t>& l1, std::uint64_t size,
+                                HostRange space);
 
   // commit.cc
   Task<void> commit();

@@ -126,6 +126,72 @@ Task<std::optional<std::uint64_t>> Refcounts::decrease(std::uint64_t cluster) {
   co_return count - 1;
 }
 
+// Calls `change(cluster, count, references)`, which gives the new count, slice by slice. Clusters
+// without refcount block have count 0, which `change` must leave.
+template <class F>
+Task<void> Refcounts::for_each_count(std::uint64_t first, std::span<const std::uint32_t> references,
+                                     F change) {
+  const std::uint64_t per_slice = cache_.slice_size() * 8 >> header_.refcount_order;
+  for (std::uint64_t i = 0; i < references.size();) {
+    const std::uint64_t cluster = first + i;
+    const std::uint64_t end =
+        std::min<std::uint64_t>(references.size(), i + per_slice - cluster % per_slice);
+    const bool touched = std::ranges::any_of(references.subspan(i, end - i),
+                                             [](std::uint32_t times) { return times != 0; });
+    const HostOffset block = touched ? block_of(cluster) : HostOffset(0);
+    TableCache::Ref slice;
+    std::uint64_t index = 0;
+    if (block.bytes() != 0) {
+      const HostOffset offset = slice_of(block, cluster, &index);
+      slice = co_await cache_.get(offset);
+    }
+    bool changed = false;
+    for (; i < end; ++i, ++index) {
+      if (references[i] == 0) continue;
+      const std::uint64_t count = slice ? load_count(slice.data(), index) : 0;
+      const std::uint64_t fresh = change(first + i, count, references[i]);
+      if (fresh == count) continue;
+      store_count(slice.data(), index, fresh);
+      changed = true;
+    }
+    if (changed) cache_.mark_dirty(slice);
+  }
+}
+
+Task<void> Refcounts::check_raise(std::uint64_t first, std::span<const std::uint32_t> references) {
+  const auto check = [this](std::uint64_t cluster, std::uint64_t count, std::uint32_t times) {
+    if (count == 0) {
+      throw Error(EIO, fmt::format("the image is corrupt: host cluster {} is in use but counts as "
+                                   "free; 'check -r all' may repair it",
+                                   cluster));
+    }
+    if (count > max_count() || max_count() - count < times) {
+      throw Error(EFBIG, fmt::format("host cluster {} has {} references; {} more are too many for "
+                                     "refcounts of {} bits",
+                                     cluster, count, times, header_.refcount_bits()));
+    }
+    return count;
+  };
+  co_await for_each_count(first, references, check);
+}
+
+Task<void> Refcounts::raise(std::uint64_t first, std::span<const std::uint32_t> references) {
+  const auto add = [](std::uint64_t, std::uint64_t count, std::uint32_t times) {
+    return count == 0 ? count : count + times;
+  };
+  co_await for_each_count(first, references, add);
+}
+
+Task<void> Refcounts::lower(std::uint64_t first, std::span<const std::uint32_t> references,
+                            std::vector<std::uint64_t>& freed) {
+  const auto subtract = [&freed](std::uint64_t cluster, std::uint64_t count, std::uint32_t times) {
+    if (count < times) return count;
+    if (count == times) freed.push_back(cluster);
+    return count - times;
+  };
+  co_await for_each_count(first, references, subtract);
+}
+
 Task<std::uint64_t> Refcounts::take_run(std::uint64_t first, std::uint64_t most) {
   const HostOffset block = block_of(first);
   if (block.bytes() == 0) co_return 0;

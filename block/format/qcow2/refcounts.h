@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "format/qcow2/header.h"
@@ -33,6 +34,15 @@ class Refcounts {
   /// Subtracts 1 and returns the new count; nothing if it was 0 already (a corrupt image, where
   /// leaking is the safe thing).
   Task<std::optional<std::uint64_t>> decrease(std::uint64_t cluster);
+
+  /// Many at once, `references[i]` times for cluster `first` + i. Raising: to be checked first,
+  /// with nothing else under way until raise(). Throws Error(EFBIG) if a count would exceed its
+  /// maximum, EIO if one is 0, which says "free" of what is in use.
+  Task<void> check_raise(std::uint64_t first, std::span<const std::uint32_t> references);
+  Task<void> raise(std::uint64_t first, std::span<const std::uint32_t> references);
+  /// Adds the clusters whose counts became 0 to `freed`. Counts that are too low stay as they are.
+  Task<void> lower(std::uint64_t first, std::span<const std::uint32_t> references,
+                   std::vector<std::uint64_t>& freed);
 
   /// Takes up to `most` clusters (at least one) with count 0, contiguous, at or after the scan
   /// position, and sets their counts to 1. Returns the first and how many.
@@ -76,6 +86,9 @@ class Refcounts {
   std::uint64_t load_count(const std::byte* slice, std::uint64_t index) const;
   void store_count(std::byte* slice, std::uint64_t index, std::uint64_t count) const;
   std::uint64_t take_zeroes(TableCache::Ref& slice, std::uint64_t index, std::uint64_t most);
+  template <class F>
+  Task<void> for_each_count(std::uint64_t first, std::span<const std::uint32_t> references,
+                            F change);
   Task<void> add_block(std::uint64_t cluster);
   struct GrownTable {
     HostOffset offset;

@@ -134,7 +134,11 @@ Task<void> Qcow2::shrink(std::uint64_t size) {
   header_.virtual_size = size;
   co_await space_.reclaim();
   co_await commit_counts();
+  co_await cut_free_end();
+}
 
+// Gives back the free clusters at the end of the file. Their counts are stable.
+Task<void> Qcow2::cut_free_end() {
   std::uint64_t end = divide_up(file_->size(), geometry_.cluster_size);
   while (end > 1) {
     const std::uint64_t count = co_await refcounts_.get(end - 1);

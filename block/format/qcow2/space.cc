@@ -213,11 +213,22 @@ Task<void> Space::give_back(const Freed& freed) {
       if (session_clusters_.contains(cluster)) holes_.add(range.intersection(freed.hole));
       continue;
     }
-    abandon_cluster(cluster);
-    refcounts_.cache().forget(range);
-    // Those from the scan position on are found by the scan.
-    if (cluster < refcounts_.scan_position()) free_clusters_.add(cluster);
+    became_free(cluster);
   }
+}
+
+void Space::became_free(std::uint64_t cluster) {
+  abandon_cluster(cluster);
+  refcounts_.cache().forget(
+      {HostOffset(cluster << geometry_.cluster_bits), geometry_.cluster_size});
+  // Those from the scan position on are found by the scan.
+  if (cluster < refcounts_.scan_position()) free_clusters_.add(cluster);
+}
+
+void Space::forget_packing() {
+  cursor_.reset();
+  holes_.clear();
+  session_clusters_.clear();
 }
 
 }  // namespace vise::qcow2

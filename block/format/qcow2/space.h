@@ -69,6 +69,12 @@ class Space {
   /// Lowers the counts of what may be used again.
   Task<void> reclaim();
 
+  /// The count of that cluster has become 0: it may be given out again.
+  void became_free(std::uint64_t cluster);
+  /// Snapshots have begun or ceased to share clusters: what was known of the use of single bytes
+  /// holds no more.
+  void forget_packing();
+
   /// Bytes that a commit would make usable again.
   std::uint64_t pending_bytes() const;
   bool is_reclaim_due() const;
