@@ -134,22 +134,31 @@ def a_corrupted_compressed_stream_is_an_input_error(t, codec):
         survive(t, "bad.qcow2")
 
 
+def first_compressed_cluster(t, image):
+    """Host offset of the stored bytes of guest cluster 0 (64 KiB clusters)."""
+    head = t.read(image)
+    l1 = struct.unpack(">Q", head[40:48])[0]
+    l2 = struct.unpack(">Q", head[l1:l1 + 8])[0] & ((1 << 56) - 512)
+    entry = struct.unpack(">Q", head[l2:l2 + 8])[0]
+    t.check(entry >> 62 & 1, "guest cluster 0 is not compressed")
+    return entry & ((1 << 54) - 1)
+
+
 @cases(codec=CODECS)
 def a_flipped_bit_in_a_compressed_cluster_is_found(t, codec):
-    """zstd frames carry a checksum; what it covers is never read back wrong."""
-    if codec == "zlib":
-        raise Skip("deflate clusters carry no checksum yet")
+    """zstd frames and deflate trailers carry a checksum; what it covers is never read back wrong."""
     words = (b"the quick brown fox jumps over the lazy dog %d " % n for n in range(5000))
     t.write("raw", b"".join(words)[:64 * KIB])
     t.vise_img("convert", "-c", "-O", "qcow2", "-o", f"compression_type={codec}", "raw", "a.qcow2")
     image, raw = t.read("a.qcow2"), t.read("raw")
-    start = image.rindex(b"\x28\xb5\x2f\xfd")
-    wrong = 0
-    for at in range(start + 6, start + 1500, 50):
+    start = first_compressed_cluster(t, "a.qcow2")
+    found = 0
+    for at in range(start + 6, min(start + 3000, len(image) - 20), 100):
         t.write("bad.qcow2", image[:at] + bytes([image[at] ^ 1]) + image[at + 1:])
         done = t.vise_img("convert", "-O", "raw", "bad.qcow2", "out", code=(0, 1))
-        wrong += done.code == 0 and t.read("out") != raw
-    t.equal(wrong, 0, "wrong data read without an error")
+        t.check(done.code == 1 or t.read("out") == raw, f"wrong data without an error, byte {at}")
+        found += done.code
+    t.check(found > 5, f"only {found} flips were noticed")
 
 
 @cases(content=["nothing", "noise", "text", "zeroes", "only the magic", "a folder"])
