@@ -5,21 +5,20 @@
 #include <algorithm>
 #include <bit>
 #include <cerrno>
-#include <cstring>
 
 #include "vise/error.h"
 #include "vise/util/checked.h"
+#include "vise/util/endian.h"
 
 namespace vise {
 
 namespace {
 
-std::uint64_t load_le(std::span<const std::byte> bytes) {
-  std::uint64_t word = 0;
-  for (std::size_t i = 0; i < std::min<std::size_t>(bytes.size(), 8); ++i) {
-    word |= std::to_integer<std::uint64_t>(bytes[i]) << (8 * i);
-  }
-  return word;
+// The first word of `bytes`, which may be shorter.
+std::uint64_t first_word(std::span<const std::byte> bytes) {
+  std::array<std::byte, 8> word{};
+  std::ranges::copy(bytes.first(std::min(bytes.size(), word.size())), word.begin());
+  return load_le<std::uint64_t>(word.data());
 }
 
 // Ones at [first, end), both up to 64.
@@ -185,10 +184,9 @@ void DirtyBitmap::save(std::uint64_t offset, std::span<std::byte> bytes) const {
   std::ranges::fill(bytes, std::byte{0});
   const std::uint64_t words = divide_up(bits_, 64);
   for (std::uint64_t i = 0; i < bytes.size() && (offset + i) / 8 < words; i += 8) {
-    const std::uint64_t value = word((offset + i) / 8);
-    for (std::uint64_t k = 0; k < 8 && i + k < bytes.size(); ++k) {
-      bytes[i + k] = static_cast<std::byte>(value >> (8 * k));
-    }
+    std::array<std::byte, 8> value;
+    store_le(value.data(), word((offset + i) / 8));
+    std::copy_n(value.begin(), std::min(bytes.size() - i, value.size()), bytes.data() + i);
   }
 }
 
@@ -197,7 +195,7 @@ void DirtyBitmap::load(std::uint64_t offset, std::span<const std::byte> bytes) {
     const std::uint64_t first = (offset + i) * 8;
     if (first >= bits_) break;
     const std::uint64_t added =
-        load_le(bytes.subspan(i)) & mask(0, std::min<std::uint64_t>(bits_ - first, 64));
+        first_word(bytes.subspan(i)) & mask(0, std::min<std::uint64_t>(bits_ - first, 64));
     const std::uint64_t fresh = added & ~word(first / 64);
     if (fresh == 0) continue;
     Chunk& chunk = chunks_[first / chunk_bits];

@@ -241,8 +241,10 @@ Limits Qcow2::limits() const {
 Task<void> Qcow2::reopen(bool read_only) {
   if (read_only == read_only_) co_return;
   if (read_only) {
-    co_await finish_writing();
+    co_await settle();
+    // If storing them fails, the image may offer bitmaps that would miss what is written later.
     read_only_ = true;
+    co_await finish_writing();
     co_return;
   }
   read_only_ = false;
