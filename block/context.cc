@@ -7,6 +7,7 @@
 
 #include "util/io_engine.h"
 #include "vise/driver_table.h"
+#include "vise/objects.h"
 
 namespace vise {
 
@@ -33,7 +34,8 @@ Context::Context(Options options)
     : loop_(std::make_unique<EventLoop>()),
       workers_(std::make_unique<WorkerPool>(wanted_workers(options.worker_threads))),
       io_threads_(make_io_threads(*loop_)),
-      drivers_(std::make_unique<DriverTable>()) {
+      drivers_(std::make_unique<DriverTable>()),
+      objects_(std::make_unique<ObjectTable>()) {
   if (options.io_uring && io_uring_is_wanted()) io_uring_ = make_io_uring(*loop_, *io_threads_);
 }
 

@@ -11,8 +11,9 @@ namespace vise {
 
 class DriverTable;
 class IoEngine;
+class ObjectTable;
 
-/// Event loop, worker pool, I/O engine and driver table of one program.
+/// Event loop, worker pool, I/O engine, driver table and objects of one program.
 class Context {
  public:
   struct Options {
@@ -30,6 +31,7 @@ class Context {
   /// A thread pool engine whatever the default is, for aio=threads.
   IoEngine& io_threads() { return *io_threads_; }
   DriverTable& drivers() { return *drivers_; }
+  ObjectTable& objects() { return *objects_; }
 
  private:
   std::unique_ptr<EventLoop> loop_;
@@ -37,6 +39,7 @@ class Context {
   std::unique_ptr<IoEngine> io_threads_;
   std::unique_ptr<IoEngine> io_uring_;  // null where it is not to be had
   std::unique_ptr<DriverTable> drivers_;
+  std::unique_ptr<ObjectTable> objects_;
 };
 
 }  // namespace vise
