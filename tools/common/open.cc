@@ -87,7 +87,26 @@ ImageSession::~ImageSession() = default;
 
 Task<Child*> ImageSession::open(ImageArguments image) {
   OpenRequest request = open_request(program_, image);
+  if (image.copy_on_read) co_return co_await open_copying(std::move(request));
   co_return co_await open(std::move(request));
+}
+
+Task<Child*> ImageSession::open_copying(OpenRequest request) {
+  if (request.defaults.read_only) {
+    throw Error(EINVAL, "Copy-on-read needs an image that can be written to");
+  }
+  std::shared_ptr<Node> node = co_await graph_.open(std::move(request));
+  OpenRequest above;
+  above.options.set("driver", "copy-on-read");
+  above.options.set("file", node->name());
+  std::exception_ptr failure;
+  try {
+    co_return co_await open(std::move(above));
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  co_await graph_.release(std::move(node));
+  std::rethrow_exception(failure);
 }
 
 Task<Child*> ImageSession::open(OpenRequest request) {

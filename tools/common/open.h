@@ -34,6 +34,7 @@ struct ImageArguments {
   OpenPurpose purpose = OpenPurpose::io;
   Value::Dict options;  // more options for the node, which win
   bool discard_unmap = false;
+  bool copy_on_read = false;
   std::string aio;  // threads, native or io_uring; empty: the default
 };
 
@@ -59,7 +60,7 @@ class ImageSession {
   Graph& graph() { return graph_; }
 
   /// Opens an image and keeps it open until close() or the end of run(). The pointer is valid
-  /// until then.
+  /// until then. With copy_on_read it leads to the filter above the image.
   Task<Child*> open(ImageArguments image);
   /// The same for a request put together by the caller.
   Task<Child*> open(OpenRequest request);
@@ -75,6 +76,7 @@ class ImageSession {
   Task<void> close_all();
 
  private:
+  Task<Child*> open_copying(OpenRequest request);
   void close_quietly() noexcept;
 
   const Program& program_;

@@ -32,6 +32,8 @@ class IoState {
 
   /// The open image; null if none is open.
   Child* image() const { return image_; }
+  /// Its node, without the filter that -C puts above.
+  Node& image_node() const;
   /// Opens `arguments` as the image. Throws Error.
   Task<void> open_image(ImageArguments arguments);
   /// Waits for outstanding requests, then closes the image.

@@ -70,7 +70,8 @@ void apply_image_option(const Arguments::Option& option, ImageArguments& image) 
                   "A temporary overlay (-s) is not supported: create one with "
                   "'vise-img create -b'");
     case 'C':
-      throw Error(ENOTSUP, "Copy-on-read (-C) is not supported");
+      image.copy_on_read = true;
+      break;
     default:
       break;
   }

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "tools/common/arguments.h"
+#include "tools/common/objects.h"
 #include "tools/common/open.h"
 #include "tools/common/output.h"
 #include "tools/common/progress.h"
@@ -32,7 +33,7 @@ constexpr OptionSpec options[] = {
     {'t', "cache", "CACHE", "writeback, none, writethrough, directsync or unsafe"},
     {'d', "discard", "MODE", "what discard does: ignore (off) or unmap (on)"},
     {'U', "force-share", nullptr, "others may write the image meanwhile; needs -r"},
-    {key::object, "object", "OBJECT", "an object such as a secret"},
+    {key::object, "object", "OBJECT", "an object that nodes refer to: TYPE,id=ID,…, or help"},
     {'T', "trace", "TRACE", "accepted and ignored"},
     {'h', "help", nullptr, "this help"},
     {'V', "version", nullptr, "the version"},
@@ -84,13 +85,11 @@ bool run_commands(IoState& state, const Arguments& arguments) {
 
 int run(const Program& program, const Arguments& arguments) {
   const ImageArguments image = image_arguments(arguments);
-  if (arguments.has(key::object)) {
-    throw Error(ENOTSUP, "--object is not supported: no driver here uses objects");
-  }
   if (image.force_share && !image.read_only) {
     throw Error(EINVAL, "-U (--force-share) needs -r (--read-only)");
   }
   ImageSession session(program);
+  if (!add_objects(arguments, session.context().objects())) return 0;
   IoState state(session);
   state.image_opts = image.image_opts;
   state.misaligned = arguments.has('m');

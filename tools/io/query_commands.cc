@@ -17,24 +17,24 @@ namespace {
 std::string size_text(std::uint64_t bytes) { return io_size_text(static_cast<double>(bytes)); }
 
 // The node below the top one; what it supplies does not count as allocated.
-const Node* below(const Child& image) {
-  const Child* backing = image.node().backing_child();
+const Node* below(const Node& image) {
+  const Child* backing = image.backing_child();
   return backing != nullptr ? &backing->node() : nullptr;
 }
 
 // How far the range stays allocated by the image itself, or not allocated.
-Task<std::pair<bool, std::uint64_t>> allocated_run(Child& image, GuestRange range) {
+Task<std::pair<bool, std::uint64_t>> allocated_run(Node& image, GuestRange range) {
   const BlockStatus status =
-      co_await block_status(image.node(), range, MapMode::allocation_only, below(image));
+      co_await block_status(image, range, MapMode::allocation_only, below(image));
   co_return std::pair(status.allocated, std::min(status.length, range.length));
 }
 
 }  // namespace
 
 Task<void> run_info(Call& call) {
-  Child& image = *call.state.image();
-  print(fmt::format("format name: {}\n", image.node().type().name));
-  const DriverInfo info = co_await image.node().driver().info();
+  Node& image = call.state.image_node();
+  print(fmt::format("format name: {}\n", image.type().name));
+  const DriverInfo info = co_await image.driver().info();
   print(fmt::format("cluster size: {}\n", size_text(info.cluster_size)));
   print(fmt::format("vm state offset: {}\n", size_text(info.vm_state_offset.value_or(0))));
   print(format_specific_text(info.format_specific, 0));
@@ -42,7 +42,7 @@ Task<void> run_info(Call& call) {
 
 Task<void> run_alloc(Call& call) {
   if (call.arguments.operands.empty()) call.fail_with_usage();
-  Child& image = *call.state.image();
+  Node& image = call.state.image_node();
   const std::uint64_t offset = call.size_operand(0);
   std::uint64_t count = call.arguments.operands.size() > 1 ? call.size_operand(1) : 512;
   const std::uint64_t size = image.size();
@@ -58,7 +58,7 @@ Task<void> run_alloc(Call& call) {
 }
 
 Task<void> run_map(Call& call) {
-  Child& image = *call.state.image();
+  Node& image = call.state.image_node();
   const std::uint64_t size = image.size();
   for (std::uint64_t start = 0; start < size;) {
     bool allocated = false;

@@ -18,6 +18,11 @@ Task<void> IoState::open_image(ImageArguments arguments) {
   image_arguments_ = std::move(arguments);
 }
 
+Node& IoState::image_node() const {
+  Node& top = image_->node();
+  return image_arguments_.copy_on_read ? top.filtered_child()->node() : top;
+}
+
 Task<void> IoState::close_image() {
   co_await outstanding_.join();
   Child* leaving = std::exchange(image_, nullptr);
