@@ -421,6 +421,29 @@ def bitmaps_follow_the_size_of_the_disk(t, size):
 
 
 @case
+def snapshots_beside_bitmaps(t):
+    t.vise_img("create", "-q", "-f", "qcow2", "a", "4M")
+    t.vise_io("-f", "qcow2", "a", commands=["write -P 1 0 1M"])
+    t.vise_img("snapshot", "-c", "one", "a")
+    t.vise_img("bitmap", "--add", "a", "b")
+    t.vise_io("-f", "qcow2", "a", commands=["write -P 2 0 512"])
+    t.vise_img("snapshot", "-c", "two", "a")
+    t.equal((Directory(t, "a").granules("b"), Directory(t, "a").flags("b")), ([0], 2), "bits")
+    for program in ["qemu_img", "vise_img"]:  # what it brings back the bitmap would not know
+        getattr(t, program)("snapshot", "-a", "one", "a", code=1)
+    t.vise_img("convert", "-l", "one", "-O", "qcow2", "a", "old")
+    t.vise_io("-r", "-f", "qcow2", "old", commands=["read -P 1 0 1M"])
+    t.fails_clearly(t.vise_img("convert", "-l", "one", "--bitmaps", "-O", "qcow2", "a", "x", code=1), "snapshot")
+    t.vise_img("snapshot", "-d", "two", "a")
+    t.equal(Directory(t, "a").granules("b"), [0], "bits")
+    t.sound("a")
+    t.vise_img("bitmap", "--remove", "a", "b")
+    t.vise_img("snapshot", "-a", "one", "a")
+    t.vise_io("-r", "-f", "qcow2", "a", commands=["read -P 1 0 1M"])
+    t.sound("a")
+
+
+@case
 def many_bitmaps(t):
     t.vise_img("create", "-q", "-f", "qcow2", "-o", "cluster_size=512", "a", "8M")
     for number in range(40):

@@ -108,8 +108,7 @@ Task<void> Qcow2::claim_bitmaps() {
     // The extension means nothing from then on; its clusters are leaks that check finds.
     co_await write_autoclear(others);
     header_.bitmaps.reset();
-    stored_bitmaps_.clear();
-    for (const NodeBitmap* bitmap : persistent_bitmaps(node_)) bitmaps_of(node_).remove(*bitmap);
+    forget_bitmaps();
     bitmaps_lost_ = false;
   }
   const bool claimed = std::ranges::all_of(
@@ -135,6 +134,11 @@ Task<bool> Qcow2::owns_alone(HostRange range) {
     if (count != 1) co_return false;
   }
   co_return true;
+}
+
+void Qcow2::forget_bitmaps() {
+  for (const NodeBitmap* bitmap : persistent_bitmaps(node_)) bitmaps_of(node_).remove(*bitmap);
+  stored_bitmaps_.clear();
 }
 
 // Nothing is in flight, and what the guest has written is stable.
@@ -219,10 +223,7 @@ Task<void> Qcow2::switch_bitmaps(std::vector<StoredBitmap> next,
   header.bitmaps = extension;
   header.autoclear_features &= ~autoclear::bitmaps;
   if (extension) header.autoclear_features |= autoclear::bitmaps;
-  const std::vector<std::byte> cluster = header.encode();
-  co_await file_->write(HostOffset(0), ConstIoVec(std::span(cluster)));
-  co_await file_->flush();
-  header_ = std::move(header);
+  co_await write_header(std::move(header));
   stored_bitmaps_ = std::move(next);
 
   if (old) space_.free_unlinked(old->directory);
@@ -238,11 +239,10 @@ Task<void> Qcow2::remove_stored(std::string name) {
   const auto is_it = [&](const StoredBitmap& stored) { return stored.entry.name == name; };
   const auto found = std::ranges::find_if(stored_bitmaps_, is_it);
   if (found == stored_bitmaps_.end()) co_return;
-  require_writable();
   std::vector<BitmapEntry> removed = {found->entry};
   std::vector<StoredBitmap> next = stored_bitmaps_;
   std::erase_if(next, is_it);
-  co_await settle();
+  co_await begin_operation();
   co_await switch_bitmaps(std::move(next), std::move(removed));
   co_await settle();
 }

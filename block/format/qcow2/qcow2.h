@@ -189,6 +189,7 @@ class Qcow2 : public Driver,
   Task<void> load_bitmap(const BitmapEntry& entry, NodeBitmap& bitmap, BitmapBudget& budget);
   Task<void> claim_bitmaps();
   Task<bool> owns_alone(HostRange range);
+  void forget_bitmaps();
   Task<void> store_bitmaps();
   Task<HostRange> write_bitmap(const DirtyBitmap& bits);
   Task<void> switch_bitmaps(std::vector<StoredBitmap> next, std::vector<BitmapEntry> replaced);

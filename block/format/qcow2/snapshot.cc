@@ -21,6 +21,7 @@
 #include "format/qcow2/metadata_io.h"
 #include "format/qcow2/qcow2.h"
 #include "format/qcow2/snapshot_table.h"
+#include "graph/tracking.h"
 #include "vise/error.h"
 #include "vise/util/checked.h"
 #include "vise/util/endian.h"
@@ -307,7 +308,8 @@ Task<void> Qcow2::switch_active_tree(const std::vector<std::uint64_t>& l1, std::
 
 Task<void> Qcow2::apply_snapshot(SnapshotSelector which) {
   co_await begin_snapshot_operation();
-  if (header_.bitmaps) {
+  const BitmapSet* bitmaps = node_.tracking().bitmaps.get();
+  if (header_.bitmaps || (bitmaps != nullptr && !bitmaps->bitmaps().empty())) {
     throw Error(ENOTSUP, "the image has dirty bitmaps, which would become wrong");
   }
   SnapshotTable table = co_await SnapshotTable::read(*file_, header_, SnapshotTable::Mode::strict);
@@ -363,6 +365,8 @@ Task<void> Qcow2::view_snapshot(SnapshotSelector which) {
   const Snapshot& snapshot = table.snapshots[find_snapshot(table, which)];
   const std::uint64_t size = disk_size(snapshot, header_);
   std::vector<std::uint64_t> l1 = co_await read_l1(*file_, header_, snapshot);
+  forget_bitmaps();  // of the snapshot they know nothing
+  header_.bitmaps.reset();
   header_.virtual_size = size;
   header_.l1_entries = snapshot.l1_entries;
   header_.l1_offset = snapshot.l1_offset;
