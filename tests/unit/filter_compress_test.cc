@@ -30,8 +30,11 @@ class FilterCompress : public GraphTest {
     };
   }
 
-  std::unique_ptr<Child> open_filter(const char* mode = "new-writes", Value level = 0) {
+  // Without the write buffer, unless a test is about it.
+  std::unique_ptr<Child> open_filter(const char* mode = "new-writes", Value level = 0,
+                                     std::uint64_t buffer = 0) {
     Value::Dict options;
+    options.set("write-buffer-size", buffer);
     options.set("driver", "compress");
     options.set("mode", mode);
     options.set("level", std::move(level));
@@ -108,26 +111,31 @@ TEST_F(FilterCompress, AllWritesFallsBackWhereTheDriverCannotReplace) {
 
 TEST_F(FilterCompress, EveryOverwriteSucceedsInBothModes) {
   for (const char* mode : {"new-writes", "all-writes"}) {
-    for (const bool cannot_replace : {false, true}) {
-      disk_.cannot_replace_compressed = cannot_replace;
-      disk_.limits.can_zero = cannot_replace;
-      disk_.bytes.resize(8 * cluster - 1000);
-      std::fill(disk_.bytes.begin(), disk_.bytes.end(), std::byte{0});
-      disk_.allocated.clear();
-      std::vector<std::byte> model(disk_.size());
-      auto root = open_filter(mode);
-      std::mt19937 random(1);
-      for (int i = 0; i < 100; ++i) {
-        const std::uint64_t offset = random() % disk_.size();
-        const std::uint64_t length =
-            std::min<std::uint64_t>(random() % (3 * cluster) + 1, disk_.size() - offset);
-        const int value = static_cast<int>(random() % 3);
-        write(*root, offset, length, value);
-        std::fill_n(model.begin() + offset, length, static_cast<std::byte>(value));
+    for (const std::uint64_t buffer : {std::uint64_t{0}, cluster, 4 * cluster})
+      for (const bool cannot_replace : {false, true}) {
+        disk_.cannot_replace_compressed = cannot_replace;
+        disk_.limits.can_zero = cannot_replace;
+        disk_.bytes.resize(8 * cluster - 1000);
+        std::fill(disk_.bytes.begin(), disk_.bytes.end(), std::byte{0});
+        disk_.allocated.clear();
+        std::vector<std::byte> model(disk_.size());
+        auto root = open_filter(mode, 0, buffer);
+        std::mt19937 random(1);
+        for (int i = 0; i < 100; ++i) {
+          const std::uint64_t offset = random() % disk_.size();
+          const std::uint64_t length =
+              std::min<std::uint64_t>(random() % (3 * cluster) + 1, disk_.size() - offset);
+          const int value = static_cast<int>(random() % 3);
+          write(*root, offset, length, value);
+          std::fill_n(model.begin() + offset, length, static_cast<std::byte>(value));
+          std::vector<std::byte> seen(disk_.size());
+          run(root->read(GuestOffset(0), IoVec(std::span(seen))));
+          ASSERT_TRUE(seen == model) << mode << " after write " << i << ", buffer " << buffer;
+        }
+        run(root->flush());
+        EXPECT_TRUE(disk_.bytes == model) << mode << ", buffer " << buffer;
+        run(root->detach());
       }
-      EXPECT_TRUE(disk_.bytes == model) << mode;
-      run(root->detach());
-    }
   }
 }
 
@@ -161,6 +169,107 @@ TEST_F(FilterCompress, FuaCostsOneFlush) {
   const std::vector<std::byte> bytes(3 * cluster, std::byte{1});
   run(root->write(GuestOffset(0), ConstIoVec(std::span(bytes)), WriteFlags{.fua = true}));
   EXPECT_EQ(disk_.flushes, 1u);
+  run(root->detach());
+}
+
+TEST_F(FilterCompress, SequentialPartsCostOneCompressionAndNoRead) {
+  auto root = open_filter("new-writes", 0, 16 * cluster);
+  for (std::uint64_t at = 0; at < 2 * cluster; at += 4096) write(*root, at, 4096);
+  run(root->flush());
+  EXPECT_EQ(take_log(), "compressed 0+1\ncompressed 1+1\n");
+  EXPECT_EQ(disk_.reads, 0u);
+  run(root->detach());
+}
+
+TEST_F(FilterCompress, AFlushReadsWhatIsMissingAndStoresIt) {
+  disk_.bytes[10] = std::byte{9};
+  auto root = open_filter("all-writes", 0, 16 * cluster);
+  write(*root, 4096, 4096, 1);
+  EXPECT_EQ(take_log(), "");
+  EXPECT_EQ(disk_.bytes[4096], std::byte{0});
+  std::vector<std::byte> seen(8192);
+  run(root->read(GuestOffset(0), IoVec(std::span(seen))));
+  EXPECT_EQ(seen[10], std::byte{9});
+  EXPECT_EQ(seen[4096], std::byte{1});
+  take_log();
+  run(root->flush());
+  EXPECT_EQ(take_log(), "read 0+1\nread 0+1\ncompressed 0+1\n");
+  EXPECT_EQ(disk_.bytes[4096], std::byte{1});
+  EXPECT_EQ(disk_.bytes[10], std::byte{9});
+  EXPECT_EQ(disk_.flushes, 1u);
+  run(root->detach());
+}
+
+TEST_F(FilterCompress, FuaWritesOutOnlyWhatItTouched) {
+  auto root = open_filter("new-writes", 0, 16 * cluster);
+  write(*root, 0, 4096);
+  const std::vector<std::byte> bytes(4096, std::byte{1});
+  run(root->write(GuestOffset(3 * cluster), ConstIoVec(std::span(bytes)), WriteFlags{.fua = true}));
+  EXPECT_EQ(take_log(), "read 3+1\ncompressed 3+1\n");
+  EXPECT_EQ(disk_.flushes, 1u);
+  run(root->detach());
+}
+
+TEST_F(FilterCompress, PartsOfAllocatedClustersPassUnpaddedInNewWrites) {
+  auto root = open_filter("new-writes", 0, 16 * cluster);
+  write(*root, 0, cluster);
+  take_log();
+  disk_.reads = 0;
+  write(*root, 4096, 4096, 2);
+  EXPECT_EQ(take_log(), "write 0+1\n");
+  EXPECT_EQ(disk_.reads, 0u);
+  EXPECT_EQ(disk_.bytes[4096], std::byte{2});
+  run(root->detach());
+}
+
+TEST_F(FilterCompress, TheBufferStaysWithinItsSize) {
+  auto root = open_filter("new-writes", 0, 2 * cluster);
+  for (std::uint64_t i = 0; i < 6; ++i) write(*root, i * cluster + 512, 512);
+  EXPECT_EQ(disk_.compressed_writes, 4u);  // the oldest four went down
+  EXPECT_EQ(disk_.bytes[512], std::byte{7});
+  EXPECT_EQ(disk_.bytes[5 * cluster + 512], std::byte{0});
+  run(root->detach());
+  EXPECT_EQ(disk_.bytes[5 * cluster + 512], std::byte{7});
+}
+
+TEST_F(FilterCompress, WhoAsksWhereDataLiesSeesWhatWasBuffered) {
+  auto root = open_filter("new-writes", 0, 16 * cluster);
+  write(*root, cluster + 512, 512);
+  run(root->map({GuestOffset(cluster), cluster}));
+  EXPECT_EQ(disk_.bytes[cluster + 512], std::byte{7});
+  run(root->detach());
+}
+
+TEST_F(FilterCompress, ZerosAndWholeClustersReplaceWhatWasBuffered) {
+  disk_.limits.can_zero = true;
+  auto root = open_filter("new-writes", 0, 16 * cluster);
+  write(*root, 512, 512, 1);
+  write(*root, cluster + 512, 512, 1);
+  run(root->write_zeroes({GuestOffset(0), cluster}));
+  write(*root, cluster, cluster, 2);
+  run(root->flush());
+  EXPECT_EQ(disk_.bytes[512], std::byte{0});
+  EXPECT_EQ(disk_.bytes[cluster + 512], std::byte{2});
+  run(root->detach());
+}
+
+TEST_F(FilterCompress, AFailedWriteOutStaysBufferedAndTheFlushTells) {
+  auto root = open_filter("new-writes", 0, 16 * cluster);
+  bool full = true;
+  const auto log = disk_.on_request;
+  disk_.on_request = [&](const char* request, GuestRange) {
+    if (full && std::string_view(request) == "compressed") throw Error::system_error(ENOSPC);
+  };
+  for (std::uint64_t at = 0; at < cluster; at += 4096) write(*root, at, 4096);
+  int code = 0;
+  failure(root->flush(), &code);
+  EXPECT_EQ(code, ENOSPC);
+  std::vector<std::byte> seen(cluster);
+  run(root->read(GuestOffset(0), IoVec(std::span(seen))));
+  EXPECT_EQ(seen[100], std::byte{7});
+  full = false;
+  run(root->flush());
+  EXPECT_EQ(disk_.bytes[100], std::byte{7});
   run(root->detach());
 }
 

@@ -1,7 +1,7 @@
 // The qcow2 driver. Each file holds one idea:
 //   header, create, check, info …   the format's structures and operations on whole images
 //   descriptor, mapping, table_cache   from guest clusters to L2 entries
-//   refcounts, space, order            who owns what, where the next cluster goes, who goes first
+//   refcounts, space, flight           who owns what, where the next cluster goes, when it may
 //   read, write, write_compressed, zero, resize   the data paths
 //   snapshot, l1_tree, rewrite   operations on whole L1 tables and the header
 //   commit                             the order in which metadata reaches the disk
@@ -19,10 +19,11 @@
 #include "format/qcow2/descriptor.h"
 #include "format/qcow2/header.h"
 #include "format/qcow2/mapping.h"
-#include "format/qcow2/order.h"
+#include "format/qcow2/flight.h"
 #include "format/qcow2/packer.h"
 #include "format/qcow2/refcounts.h"
 #include "format/qcow2/space.h"
+#include "util/request_order.h"
 #include "vise/child.h"
 #include "vise/driver.h"
 #include "vise/graph.h"

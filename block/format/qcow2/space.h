@@ -11,7 +11,7 @@
 #include "format/qcow2/descriptor.h"
 #include "format/qcow2/header.h"
 #include "format/qcow2/hole_map.h"
-#include "format/qcow2/order.h"
+#include "format/qcow2/flight.h"
 #include "format/qcow2/refcounts.h"
 #include "format/qcow2/run_set.h"
 #include "vise/child.h"
@@ -33,7 +33,7 @@ class Space {
         FlightRegister& flights, const OrderRules& rules);
 
   /// Up to `most` contiguous host clusters, at least one, with count 1. The caller holds the turn
-  /// (order.h), or nobody else allocates.
+  /// (util/request_order.h), or nobody else allocates.
   Task<HostRange> allocate_clusters(std::uint64_t most);
 
   /// Exactly `count` contiguous clusters, for tables.

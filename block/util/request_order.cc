@@ -1,9 +1,9 @@
 // Tickets and range locks.
-#include "format/qcow2/order.h"
+#include "util/request_order.h"
 
 #include <cassert>
 
-namespace vise::qcow2 {
+namespace vise {
 
 TicketQueue::Ticket TicketQueue::take() {
   const std::uint64_t number = turn_ + entries_.size();
@@ -83,4 +83,4 @@ void RangeLocks::release(std::list<Entry>::iterator entry) {
   entries_.erase(entry);
 }
 
-}  // namespace vise::qcow2
+}  // namespace vise
