@@ -289,6 +289,19 @@ def a_damaged_table_loses_that_bitmap_only(t, entry):
 
 
 @case
+def bitmaps_that_cannot_be_read_do_not_keep_the_disk_from_being_read(t):
+    directory = with_bitmap(t)
+    data = struct.unpack_from(">Q", directory.data, directory.bitmaps["b"][1])[0] & 0x00fffffffffffe00
+    image = (f"driver=qcow2,file.driver=blkdebug,file.image.driver=file,file.image.filename=a,"
+             f"file.inject-error.0.event=none,file.inject-error.0.iotype=read,file.inject-error.0.sector={data // 512}")
+    result = t.vise_io("-r", "--image-opts", image, commands=["read -P 0xcd 0 64k"])
+    t.check("'b' cannot be used" in result.stderr, result)
+    before = t.digest("a")
+    t.vise_io("--image-opts", image, commands=["write 0 64k"], code=1)
+    t.equal(t.digest("a"), before, "the image")
+
+
+@case
 def tables_of_ones_and_bits_past_the_end_are_understood(t):
     directory = with_bitmap(t)
     at, table = directory.bitmaps["b"][:2]

@@ -52,6 +52,12 @@ void Qcow2::warn(const std::string& text) const {
   if (graph.on_warning) graph.on_warning(fmt::format("{}: {}", node_.filename(), text));
 }
 
+// A writer would have to drop what it cannot read, so that it had better not start; a reader can do
+// without.
+bool Qcow2::costs_only_bitmaps(const Error& error) const {
+  return error.code() == EINVAL || error.code() == EFBIG || (error.code() == EIO && read_only_);
+}
+
 // A directory that cannot be read means that all bitmaps are lost; the image itself is fine.
 Task<void> Qcow2::load_bitmaps() {
   bitmaps_loaded_ = true;
@@ -62,7 +68,7 @@ Task<void> Qcow2::load_bitmaps() {
     std::vector<BitmapEntry> found = co_await read_bitmap_directory(*file_, header_);
     entries = std::move(found);
   } catch (const Error& error) {
-    if (error.code() != EINVAL) throw;
+    if (!costs_only_bitmaps(error)) throw;
     problem = error.message();
   }
   if (!problem.empty()) {
@@ -89,7 +95,7 @@ Task<void> Qcow2::load_bitmap(const BitmapEntry& entry, NodeBitmap& bitmap, Bitm
     bitmap.enabled = entry.automatic;
     bitmap.inconsistent = false;
   } catch (const Error& error) {
-    if (error.code() != EINVAL && error.code() != EFBIG) throw;
+    if (!costs_only_bitmaps(error)) throw;
     warn(fmt::format("Bitmap '{}' cannot be used: {}", entry.name, error.message()));
   }
 }
@@ -98,8 +104,8 @@ Task<void> Qcow2::load_bitmap(const BitmapEntry& entry, NodeBitmap& bitmap, Bitm
 Task<void> Qcow2::claim_bitmaps() {
   const std::uint64_t others = header_.autoclear_features & ~autoclear::bitmaps;
   if (!bitmaps_lost_ && header_.bitmaps) {
-    const bool counted = co_await owns_alone(header_.bitmaps->directory);
-    if (!counted) {
+    const bool alone = co_await owns_alone(header_.bitmaps->directory);
+    if (!alone) {
       bitmaps_lost_ = true;
       warn("The dirty bitmaps are lost: others may own the clusters of their directory");
     }
@@ -128,6 +134,10 @@ Task<void> Qcow2::claim_bitmaps() {
 }
 
 Task<bool> Qcow2::owns_alone(HostRange range) {
+  for (const HostRange& other :
+       {HostRange{HostOffset(0), 1}, header_.l1_table(), header_.refcount_table()}) {
+    if (!other.empty() && other.overlaps(range)) co_return false;
+  }
   const std::uint64_t last = (range.end() - 1).bytes() >> geometry_.cluster_bits;
   for (std::uint64_t c = range.start.bytes() >> geometry_.cluster_bits; c <= last; ++c) {
     const std::uint64_t count = co_await refcounts_.get(c);

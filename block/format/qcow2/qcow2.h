@@ -186,6 +186,7 @@ class Qcow2 : public Driver,
     std::uint64_t generation = 0;  // of the bits that its table holds
   };
   void warn(const std::string& text) const;
+  bool costs_only_bitmaps(const Error& error) const;
   Task<void> load_bitmaps();
   Task<void> load_bitmap(const BitmapEntry& entry, NodeBitmap& bitmap, BitmapBudget& budget);
   Task<void> claim_bitmaps();
