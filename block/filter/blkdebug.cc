@@ -114,7 +114,7 @@ class BlkdebugDriver final : public Filter, public Breakpoints {
   BlkdebugRules rules_;
   const ForcedLimits forced_;
   const ForcedPermissions permissions_;
-  std::list<Suspended> suspended_;  // oldest first
+  std::list<Suspended> suspended_;  // newest first
   WaitQueue somebody_suspended_;
 };
 
@@ -152,9 +152,9 @@ EventPause* BlkdebugDriver::reached(Event event) {
   std::fflush(stdout);
   Suspended request;
   request.tag = std::move(*tag);
-  suspended_.push_back(std::move(request));
+  suspended_.push_front(std::move(request));
   somebody_suspended_.wake_all();
-  return &suspended_.back();
+  return &suspended_.front();
 }
 
 void BlkdebugDriver::add_breakpoint(std::string_view event, std::string tag) {
