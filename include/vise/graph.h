@@ -133,6 +133,10 @@ class Graph {
 
   /// Switches a node, with the children that need it, between read-only and read-write.
   Task<void> reopen(Node& node, bool read_only);
+  /// Changes options that can change while a node is open: discard, detect-zeroes and
+  /// cache.no-flush, nested or with dotted keys. Others must be as they are. Throws Error(EINVAL),
+  /// with nothing changed.
+  void change_options(Node& node, Value::Dict options);
 
   /// Null if there is no node of that name.
   Node* find(std::string_view node_name) const;

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "graph/bitmaps.h"
+#include "tools/common/objects.h"
 #include "tools/common/open.h"
 #include "tools/img/command.h"
 #include "vise/child.h"
@@ -26,7 +27,7 @@ constexpr OptionSpec options[] = {
     {'F', "source-format", "FORMAT", "the format of that file; else it is found out"},
     {'f', "format", "FORMAT", "the image's format; else it is found out"},
     {key::image_opts, "image-opts", nullptr, "FILE is an option string, key=value,…"},
-    {key::object, "object", "OBJECT", "an object such as a secret"},
+    {key::object, "object", "OBJECT", "an object that nodes refer to: TYPE,id=ID,…"},
     {'h', "help", nullptr, "this help"},
 };
 
@@ -100,7 +101,6 @@ Task<int> bitmap(ImageSession& session, const Request& request) {
 }
 
 int run(const Program& program, const Arguments& arguments) {
-  refuse_objects(arguments);
   expect_operands(arguments, 2, 2, "the names of an image file and a bitmap");
   Request request;
   request.image.filename = arguments.operands[0];
@@ -135,6 +135,7 @@ int run(const Program& program, const Arguments& arguments) {
     request.source = std::move(source);
   }
   ImageSession session(program);
+  if (!add_objects(arguments, session.context().objects())) return 0;
   return session.run(bitmap(session, request));
 }
 

@@ -8,6 +8,7 @@
 
 #include "qapi/qapi-types.h"
 #include "tools/common/key_order.h"
+#include "tools/common/objects.h"
 #include "tools/common/open.h"
 #include "tools/img/command.h"
 #include "util/json.h"
@@ -26,7 +27,7 @@ constexpr OptionSpec options[] = {
     {'T', "cache", "CACHE", "cache mode; writeback if not given"},
     {'U', "force-share", nullptr, "others may write the image meanwhile"},
     {'q', "quiet", nullptr, "print nothing but findings and errors"},
-    {key::object, "object", "OBJECT", "an object such as a secret"},
+    {key::object, "object", "OBJECT", "an object that nodes refer to: TYPE,id=ID,…"},
     {'h', "help", nullptr, "this help"},
 };
 
@@ -131,7 +132,6 @@ Task<int> check(ImageSession& session, const Request& request) {
 }
 
 int run(const Program& program, const Arguments& arguments) {
-  refuse_objects(arguments);
   expect_operands(arguments, 1, 1, "an image file name");
   Request request;
   request.image.filename = arguments.operands[0];
@@ -153,6 +153,7 @@ int run(const Program& program, const Arguments& arguments) {
     }
   }
   ImageSession session(program);
+  if (!add_objects(arguments, session.context().objects())) return 0;
   return session.run(check(session, request));
 }
 

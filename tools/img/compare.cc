@@ -6,6 +6,7 @@
 #include <cstring>
 #include <utility>
 
+#include "tools/common/objects.h"
 #include "tools/common/open.h"
 #include "tools/common/progress.h"
 #include "tools/img/command.h"
@@ -29,7 +30,7 @@ constexpr OptionSpec options[] = {
     {key::image_opts, "image-opts", nullptr, "both names are option strings, key=value,…"},
     {'p', "progress", nullptr, "show progress"},
     {'q', "quiet", nullptr, "print nothing but errors"},
-    {key::object, "object", "OBJECT", "an object such as a secret"},
+    {key::object, "object", "OBJECT", "an object that nodes refer to: TYPE,id=ID,…"},
     {'h', "help", nullptr, "this help"},
 };
 
@@ -232,7 +233,6 @@ Task<int> compare(ImageSession& session, const Request& request) {
 }
 
 Request read_request(const Arguments& arguments) {
-  refuse_objects(arguments);
   Request request;
   for (const Arguments::Option& option : arguments.options) {
     if (option.key == 'f' || option.key == key::left_format) request.a.format = option.value;
@@ -257,6 +257,7 @@ int run(const Program& program, const Arguments& arguments) {
   try {
     const Request request = read_request(arguments);
     ImageSession session(program);
+    if (!add_objects(arguments, session.context().objects())) return 0;
     return session.run(compare(session, request));
   } catch (const Error& error) {
     print_error(program, error);

@@ -10,6 +10,7 @@
 #include "copy/copy.h"
 #include "graph/file_names.h"
 #include "tools/common/creation.h"
+#include "tools/common/objects.h"
 #include "tools/common/open.h"
 #include "tools/common/progress.h"
 #include "tools/common/snapshots.h"
@@ -54,7 +55,7 @@ constexpr OptionSpec options[] = {
     {key::bitmaps, "bitmaps", nullptr, "take dirty bitmaps over"},
     {key::skip_broken_bitmaps, "skip-broken-bitmaps", nullptr, "leave inconsistent bitmaps out"},
     {key::salvage, "salvage", nullptr, "take what cannot be read for zeros"},
-    {key::object, "object", "OBJECT", "an object such as a secret"},
+    {key::object, "object", "OBJECT", "an object that nodes refer to: TYPE,id=ID,…"},
     {'h', "help", nullptr, "this help"},
 };
 
@@ -77,7 +78,6 @@ struct Request {
 [[noreturn]] void fail(std::string_view text) { throw Error(EINVAL, text); }
 
 void refuse_what_is_missing(const Arguments& arguments) {
-  refuse_objects(arguments);
   const auto refuse = [&](int option, std::string_view what) {
     if (arguments.has(option)) throw Error(ENOTSUP, fmt::format("{} is not supported", what));
   };
@@ -298,6 +298,7 @@ int run(const Program& program, const Arguments& arguments) {
   }
   const Request request = read_request(arguments);
   ImageSession session(program);
+  if (!add_objects(arguments, session.context().objects())) return 0;
   return session.run(convert(session, request));
 }
 

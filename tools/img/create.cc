@@ -7,6 +7,7 @@
 
 #include "graph/file_names.h"
 #include "tools/common/creation.h"
+#include "tools/common/objects.h"
 #include "tools/common/open.h"
 #include "tools/img/command.h"
 #include "util/keyval.h"
@@ -23,7 +24,7 @@ constexpr OptionSpec options[] = {
     {'F', "backing-format", "FORMAT", "format of the backing file"},
     {'u', "backing-unsafe", nullptr, "do not open the backing file; needs SIZE"},
     {'q', "quiet", nullptr, "print nothing but errors"},
-    {key::object, "object", "OBJECT", "an object such as a secret"},
+    {key::object, "object", "OBJECT", "an object that nodes refer to: TYPE,id=ID,…"},
     {'h', "help", nullptr, "this help"},
 };
 
@@ -37,7 +38,6 @@ struct Request {
 };
 
 Request read_request(const Arguments& arguments) {
-  refuse_objects(arguments);
   expect_operands(arguments, 1, 2, "an image file name");
   Request request;
   request.filename = arguments.operands[0];
@@ -139,6 +139,7 @@ int run(const Program& program, const Arguments& arguments) {
   }
   const Request request = read_request(arguments);
   ImageSession session(program);
+  if (!add_objects(arguments, session.context().objects())) return 0;
   return session.run(create(session, request).context(request.filename));
 }
 

@@ -6,6 +6,7 @@
 
 #include "graph/file_names.h"
 #include "tools/common/key_order.h"
+#include "tools/common/objects.h"
 #include "tools/common/open.h"
 #include "tools/img/command.h"
 #include "tools/img/image_info.h"
@@ -21,7 +22,7 @@ constexpr OptionSpec options[] = {
     {'f', "format", "FORMAT", "the image's format; else it is found out"},
     {key::image_opts, "image-opts", nullptr, "FILE is an option string, key=value,…"},
     {'U', "force-share", nullptr, "others may write the image meanwhile"},
-    {key::object, "object", "OBJECT", "an object such as a secret"},
+    {key::object, "object", "OBJECT", "an object that nodes refer to: TYPE,id=ID,…"},
     {'h', "help", nullptr, "this help"},
 };
 
@@ -82,7 +83,6 @@ Task<int> info(ImageSession& session, const Request& request) {
 }
 
 int run(const Program& program, const Arguments& arguments) {
-  refuse_objects(arguments);
   expect_operands(arguments, 1, 1, "an image file name");
   Request request;
   request.image.filename = arguments.operands[0];
@@ -94,6 +94,7 @@ int run(const Program& program, const Arguments& arguments) {
   request.output = output_format(arguments);
   request.chain = arguments.has('b');
   ImageSession session(program);
+  if (!add_objects(arguments, session.context().objects())) return 0;
   return session.run(info(session, request));
 }
 

@@ -5,6 +5,7 @@
 #include <cerrno>
 #include <optional>
 
+#include "tools/common/objects.h"
 #include "tools/common/open.h"
 #include "tools/img/command.h"
 #include "vise/child.h"
@@ -21,7 +22,7 @@ constexpr OptionSpec options[] = {
     {'f', "format", "FORMAT", "the image's format; else it is found out"},
     {key::image_opts, "image-opts", nullptr, "FILE is an option string, key=value,…"},
     {'U', "force-share", nullptr, "others may write the image meanwhile"},
-    {key::object, "object", "OBJECT", "an object such as a secret"},
+    {key::object, "object", "OBJECT", "an object that nodes refer to: TYPE,id=ID,…"},
     {'h', "help", nullptr, "this help"},
 };
 
@@ -146,7 +147,6 @@ Task<int> map(ImageSession& session, const Request& request) {
 }
 
 int run(const Program& program, const Arguments& arguments) {
-  refuse_objects(arguments);
   expect_operands(arguments, 1, 1, "an image file name");
   Request request;
   request.image.filename = arguments.operands[0];
@@ -161,6 +161,7 @@ int run(const Program& program, const Arguments& arguments) {
     request.length = size_argument(*text, "max length");
   }
   ImageSession session(program);
+  if (!add_objects(arguments, session.context().objects())) return 0;
   return session.run(map(session, request));
 }
 

@@ -8,6 +8,7 @@
 #include "qapi/qapi-types.h"
 #include "tools/common/creation.h"
 #include "tools/common/key_order.h"
+#include "tools/common/objects.h"
 #include "tools/common/open.h"
 #include "tools/common/snapshots.h"
 #include "tools/img/command.h"
@@ -29,7 +30,7 @@ constexpr OptionSpec options[] = {
     {'f', "format", "FORMAT", "the image's format; else it is found out"},
     {key::image_opts, "image-opts", nullptr, "FILE is an option string, key=value,…"},
     {'U', "force-share", nullptr, "others may write the image meanwhile"},
-    {key::object, "object", "OBJECT", "an object such as a secret"},
+    {key::object, "object", "OBJECT", "an object that nodes refer to: TYPE,id=ID,…"},
     {'h', "help", nullptr, "this help"},
 };
 
@@ -78,7 +79,6 @@ Task<int> measure(ImageSession& session, const Request& request) {
 }
 
 int run(const Program& program, const Arguments& arguments) {
-  refuse_objects(arguments);
   expect_operands(arguments, 0, 1, "an image file name");
   const bool has_file = !arguments.operands.empty();
   const std::string* size = arguments.last(key::size);
@@ -108,6 +108,7 @@ int run(const Program& program, const Arguments& arguments) {
   }
   request.output = output_format(arguments);
   ImageSession session(program);
+  if (!add_objects(arguments, session.context().objects())) return 0;
   return session.run(measure(session, request));
 }
 

@@ -5,6 +5,7 @@
 #include <ctime>
 #include <utility>
 
+#include "tools/common/objects.h"
 #include "tools/common/open.h"
 #include "tools/common/snapshot_list.h"
 #include "tools/common/snapshots.h"
@@ -24,7 +25,7 @@ constexpr OptionSpec options[] = {
     {key::image_opts, "image-opts", nullptr, "FILE is an option string, key=value,…"},
     {'U', "force-share", nullptr, "others may write the image meanwhile; only with -l"},
     {'q', "quiet", nullptr, "print nothing but errors"},
-    {key::object, "object", "OBJECT", "an object such as a secret"},
+    {key::object, "object", "OBJECT", "an object that nodes refer to: TYPE,id=ID,…"},
     {'h', "help", nullptr, "this help"},
 };
 
@@ -92,7 +93,6 @@ Task<int> snapshot(ImageSession& session, const Request& request) {
 }
 
 int run(const Program& program, const Arguments& arguments) {
-  refuse_objects(arguments);
   expect_operands(arguments, 1, 1, "an image file name");
   Request request;
   unsigned actions = 0;
@@ -113,6 +113,7 @@ int run(const Program& program, const Arguments& arguments) {
   request.image.open_backing = false;
   if (lists) request.image.purpose = OpenPurpose::info;
   ImageSession session(program);
+  if (!add_objects(arguments, session.context().objects())) return 0;
   return session.run(snapshot(session, request));
 }
 

@@ -2,12 +2,14 @@
 #include <fmt/format.h>
 
 #include <cerrno>
+#include <optional>
 #include <utility>
 
 #include "tools/common/sizes.h"
 #include "tools/io/request.h"
 #include "vise/child.h"
 #include "vise/error.h"
+#include "vise/options.h"
 
 namespace vise::tools {
 
@@ -100,39 +102,63 @@ Task<void> run_open(Call& call) {
 
 Task<void> run_close(Call& call) { co_await call.state.close_image(); }
 
-Task<void> run_reopen(Call& call) {
+namespace {
+
+// What reopen is to change.
+struct Reopening {
+  std::optional<bool> read_only;
+  std::optional<CacheMode> cache;
+  Value::Dict options;
+};
+
+Reopening reopening(const Call& call) {
   const Arguments& arguments = call.arguments;
   if (!arguments.operands.empty()) call.fail_with_usage();
   if (arguments.has('r') && arguments.has('w'))
     throw Error(EINVAL, "Only one of -r and -w can be given");
-  if (arguments.has('o')) throw Error(ENOTSUP, "Driver options cannot be changed");
-  if (const std::string* name = arguments.last('c')) {
-    const CacheMode mode = parse_cache_mode(*name);
-    CacheMode& current = call.state.image_arguments().cache;
-    if (mode.direct != current.direct || mode.no_flush != current.no_flush) {
-      throw Error(ENOTSUP, "Only writethrough can be changed while the image is open");
-    }
-    current = mode;
+  Reopening result;
+  if (arguments.has('r') || arguments.has('w')) result.read_only = arguments.has('r');
+  if (const std::string* name = arguments.last('c')) result.cache = parse_cache_mode(*name);
+  const std::string text = joined_options(arguments);
+  if (text.empty()) return result;
+  result.options = image_options(call.state.program(), text);
+  if (const std::optional<Value> value = result.options.take("read-only")) {
+    if (result.read_only) throw Error(EINVAL, "-r and -w cannot be used with 'read-only' in -o");
+    result.read_only = parse_bool(value->as_string());
   }
-  Child& image = *call.state.image();
-  if (arguments.has('r') || arguments.has('w')) {
-    const bool read_only = arguments.has('r');
-    co_await call.state.outstanding().join();
-    if (read_only == image.node().read_only()) co_return;
-    const Permissions old = image.permissions();
-    if (read_only) {
-      Permissions reading = old;
-      reading.uses = PermissionSet(Permission::consistent_read);
-      co_await image.set_permissions(reading);
-    }
-    co_await call.state.session().graph().reopen(image.node(), read_only);
-    if (!read_only) {
-      Permissions writing = old;
-      writing.uses =
-          PermissionSet(Permission::consistent_read) | Permission::write | Permission::resize;
-      co_await image.set_permissions(writing);
-    }
+  if (result.cache && result.options.contains("cache")) {
+    throw Error(EINVAL, "-c cannot be used with cache options in -o");
   }
+  return result;
+}
+
+Task<void> switch_image(IoState& state, bool read_only) {
+  Child& image = *state.image();
+  co_await state.outstanding().join();
+  if (read_only == image.node().read_only()) co_return;
+  Permissions wanted = image.permissions();
+  wanted.uses = PermissionSet(Permission::consistent_read);
+  if (read_only) co_await image.set_permissions(wanted);
+  co_await state.session().graph().reopen(image.node(), read_only);
+  wanted.uses |= PermissionSet(Permission::write) | Permission::resize;
+  if (!read_only) co_await image.set_permissions(wanted);
+}
+
+}  // namespace
+
+Task<void> run_reopen(Call& call) {
+  Reopening change = reopening(call);
+  Graph& graph = call.state.session().graph();
+  CacheMode& cache = call.state.image_arguments().cache;
+  if (change.cache) {
+    if (change.cache->direct != cache.direct) {
+      throw Error(ENOTSUP, "The image cannot switch to or from the host's cache while it is open");
+    }
+    change.options.set("cache.no-flush", change.cache->no_flush);
+  }
+  graph.change_options(call.state.image_node(), std::move(change.options));
+  if (change.cache) cache = *change.cache;
+  if (change.read_only) co_await switch_image(call.state, *change.read_only);
 }
 
 Task<void> run_flush(Call& call) { co_await call.state.image()->flush(); }
