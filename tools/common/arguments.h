@@ -43,6 +43,8 @@ enum : int {
   bitmap_enable,
   bitmap_disable,
   bitmap_merge,
+  shrink,
+  preallocation,
 };
 }
 

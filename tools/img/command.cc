@@ -11,8 +11,8 @@ namespace vise::tools {
 
 std::span<const Subcommand* const> subcommands() {
   static constexpr const Subcommand* table[] = {
-      &bitmap_command, &check_command, &compare_command, &convert_command,  &create_command,
-      &info_command,   &map_command,   &measure_command, &snapshot_command,
+      &bitmap_command, &check_command, &compare_command, &convert_command, &create_command,
+      &info_command,   &map_command,   &measure_command, &resize_command,  &snapshot_command,
   };
   return table;
 }

@@ -4,6 +4,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "tools/common/arguments.h"
 #include "tools/common/output.h"
@@ -17,6 +18,8 @@ struct Subcommand {
   std::span<const OptionSpec> options;
   /// The exit code of a usage error or failure that run() lets through.
   int (*run)(const Program& program, const Arguments& arguments);
+  /// Changes the command line before its options are taken apart. May be null.
+  std::vector<std::string> (*prepare)(std::vector<std::string> words) = nullptr;
 };
 
 extern const Subcommand bitmap_command;
@@ -27,6 +30,7 @@ extern const Subcommand create_command;
 extern const Subcommand info_command;
 extern const Subcommand map_command;
 extern const Subcommand measure_command;
+extern const Subcommand resize_command;
 extern const Subcommand snapshot_command;
 
 /// All of them, sorted by name.

@@ -5,6 +5,7 @@
 #include <new>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "tools/common/arguments.h"
@@ -68,7 +69,9 @@ int fail_usage(const Program& program, std::string_view message, std::string_vie
 int run_subcommand(const Program& program, const Subcommand& command,
                    std::span<const std::string> words) {
   try {
-    const Arguments arguments = parse_arguments(program.name, words, command.options, "h");
+    std::vector<std::string> prepared(words.begin(), words.end());
+    if (command.prepare != nullptr) prepared = command.prepare(std::move(prepared));
+    const Arguments arguments = parse_arguments(program.name, prepared, command.options, "h");
     if (arguments.has('h')) {
       print(help_text(program, command));
       return 0;

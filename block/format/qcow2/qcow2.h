@@ -2,7 +2,7 @@
 //   header, create, check, info …   the format's structures and operations on whole images
 //   descriptor, mapping, table_cache   from guest clusters to L2 entries
 //   refcounts, space, flight           who owns what, where the next cluster goes, when it may
-//   read, write, write_compressed, zero, resize   the data paths
+//   read, write, write_compressed, zero, resize, preallocate   the data paths
 //   snapshot, l1_tree, rewrite   operations on whole L1 tables and the header
 //   commit                             the order in which metadata reaches the disk
 //   bitmaps, bitmap_directory, bitmap_data   persistent dirty bitmaps
@@ -151,12 +151,21 @@ class Qcow2 : public Driver,
   std::optional<Descriptor> cleared(const Descriptor& old, Clearing clearing) const;
 
   // resize.cc
-  Task<void> grow(std::uint64_t size);
+  Task<void> grow(std::uint64_t size, Preallocation preallocation);
   Task<void> grow_l1(std::uint64_t entries);
   Task<void> zero_tail(std::uint64_t from, std::uint64_t backing_end);
   Task<void> shrink(std::uint64_t size);
+  Task<void> zero_cut_off(GuestRange range);
   Task<void> write_size(std::uint64_t size);
   Task<void> cut_free_end();
+
+  // preallocate.cc
+  static Preallocation for_file(Preallocation preallocation);
+  Task<void> preallocate(GuestRange range, Preallocation preallocation);
+  Task<void> preallocate_stretch(std::uint64_t first, std::uint64_t count,
+                                 Preallocation preallocation);
+  Task<HostRange> preallocated_space(std::uint64_t first, std::uint64_t count,
+                                     Preallocation preallocation);
 
   // rewrite.cc
   Task<void> write_header(Header header);

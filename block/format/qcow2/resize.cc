@@ -18,25 +18,26 @@ constexpr std::uint64_t most_l1_bytes = 32u << 20;  // the format's limit as eve
 Task<void> Qcow2::truncate(std::uint64_t size, TruncateOptions options) {
   require_writable();
   if (size % 512 != 0) throw Error(EINVAL, "the size must be a multiple of 512 bytes");
-  if (options.preallocation != Preallocation::off) {
-    throw Error(ENOTSUP, "resizing a qcow2 image can only be done with preallocation=off");
-  }
   const std::uint64_t old_size = header_.virtual_size;
   if (size == old_size) co_return;
-  if (header_.snapshot_count > 0) {
-    throw Error(ENOTSUP, "an image with internal snapshots cannot be resized");
+  if (header_.snapshot_count > 0 && header_.version < 3) {
+    // There, snapshots need not say how large their disk was.
+    throw Error(ENOTSUP, "a version 2 image with internal snapshots cannot be resized");
   }
   check_bitmaps_can_resize(size);
   if (size < old_size) {
     if (!options.allow_shrink) throw Error(EINVAL, "the size would decrease");
+    if (options.preallocation != Preallocation::off) {
+      throw Error(ENOTSUP, "preallocation has no meaning when an image shrinks");
+    }
     co_await shrink(size);
   } else {
-    co_await grow(size);
+    co_await grow(size, options.preallocation);
   }
 }
 
 // The larger L1 table is stable before the size that needs it.
-Task<void> Qcow2::grow(std::uint64_t size) {
+Task<void> Qcow2::grow(std::uint64_t size, Preallocation preallocation) {
   const std::uint64_t coverage = header_.l2_coverage();
   const std::uint64_t entries = divide_up(size, coverage);
   if (entries * 8 > most_l1_bytes) {
@@ -50,16 +51,36 @@ Task<void> Qcow2::grow(std::uint64_t size) {
   }
   if (entries > header_.l1_entries) co_await grow_l1(entries);
 
+  const GuestOffset first_new(align_up(old_size, geometry_.cluster_size));
+  const GuestRange added{first_new, size > first_new.bytes() ? size - first_new.bytes() : 0};
+  // The metadata of a raw data file is complete at all times.
+  const bool raw_data_file = (header_.autoclear_features & autoclear::raw_data_file) != 0;
+  if (raw_data_file && preallocation == Preallocation::off) {
+    preallocation = Preallocation::metadata;
+  }
   header_.virtual_size = size;
   std::exception_ptr failure;
   try {
+    if (data_file_ && data_file_->size() < size) {
+      co_await data_file_->truncate(size, {.preallocation = for_file(preallocation)});
+    }
+    // The state of a virtual machine that apply brought back lies there.
+    if (added.length > 0) co_await clear(added, Clearing::discard_fully);
     co_await zero_tail(old_size, std::max(backing_end, old_size));
+    if (preallocation != Preallocation::off && added.length > 0) {
+      co_await preallocate(added, preallocation);
+    }
     co_await commit();
     co_await write_size(size);
   } catch (...) {
     failure = std::current_exception();
   }
   if (failure) {
+    try {
+      if (added.length > 0) co_await clear(added, Clearing::discard_fully);
+    } catch (const Error&) {
+      // Space that the next growth gives back; the first failure is the one to report.
+    }
     header_.virtual_size = old_size;
     std::rethrow_exception(failure);
   }
@@ -119,6 +140,16 @@ Task<void> Qcow2::write_size(std::uint64_t size) {
   co_await file_->flush();
 }
 
+// What a shrink leaves of its last cluster would be seen again by other programs that grow the
+// disk.
+Task<void> Qcow2::zero_cut_off(GuestRange range) {
+  const Descriptor last = co_await mapping_.get(geometry_.cluster_of(range.start));
+  if (!last.compressed && last.allocated == 0) co_return;
+  range.length = std::min(range.length, header_.virtual_size - range.start.bytes());
+  const Buffer zeroes = Buffer::zeroed(range.length);
+  co_await write_allocating(range.start, ConstIoVec(zeroes.span()));
+}
+
 Task<void> Qcow2::shrink(std::uint64_t size) {
   const std::uint64_t kept = divide_up(size, geometry_.cluster_size);
   const GuestOffset from = geometry_.guest_offset(kept);
@@ -126,12 +157,14 @@ Task<void> Qcow2::shrink(std::uint64_t size) {
   if (from.bytes() < old_end) {
     co_await clear({from, header_.virtual_size - from.bytes()}, Clearing::discard_fully);
   }
+  if (size < from.bytes()) co_await zero_cut_off({GuestOffset(size), from.bytes() - size});
   co_await file_->event(Event::l1_shrink_free_l2_clusters);
   mapping_.drop_tables(divide_up(size, header_.l2_coverage()));
   co_await file_->event(Event::l1_shrink_write_table);
   co_await commit();
   co_await write_size(size);
   header_.virtual_size = size;
+  if (data_file_ && data_file_->size() > size) co_await data_file_->truncate(size);
   co_await space_.reclaim();
   co_await commit_counts();
   co_await cut_free_end();
