@@ -24,12 +24,15 @@ struct Subcommand {
 
 extern const Subcommand bitmap_command;
 extern const Subcommand check_command;
+extern const Subcommand commit_command;
 extern const Subcommand compare_command;
 extern const Subcommand convert_command;
 extern const Subcommand create_command;
+extern const Subcommand dd_command;
 extern const Subcommand info_command;
 extern const Subcommand map_command;
 extern const Subcommand measure_command;
+extern const Subcommand rebase_command;
 extern const Subcommand resize_command;
 extern const Subcommand snapshot_command;
 

@@ -1,0 +1,148 @@
+// vise-img commit.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <optional>
+#include <utility>
+
+#include "copy/copy.h"
+#include "tools/common/open.h"
+#include "tools/common/progress.h"
+#include "tools/common/snapshots.h"
+#include "tools/img/chain.h"
+#include "tools/img/command.h"
+#include "vise/child.h"
+#include "vise/error.h"
+#include "vise/image_operations.h"
+
+namespace vise::tools {
+namespace {
+
+constexpr OptionSpec options[] = {
+    {'b', "base", "FILE", "the image of the chain to commit to; so -d is implied"},
+    {'d', "drop", nullptr, "leave FILE as it is: it will be thrown away"},
+    {'r', "rate", "RATE", "at most so many bytes per second"},
+    {'t', "cache", "CACHE", "cache mode; writeback if not given"},
+    {'f', "format", "FORMAT", "the image's format; else it is found out"},
+    {key::image_opts, "image-opts", nullptr, "FILE is an option string, key=value,…"},
+    {'p', "progress", nullptr, "show progress"},
+    {'q', "quiet", nullptr, "print nothing but errors"},
+    {key::object, "object", "OBJECT", "an object such as a secret"},
+    {'h', "help", nullptr, "this help"},
+};
+
+struct Request {
+  ImageArguments image;
+  std::optional<std::string> base;
+  std::uint64_t rate = 0;  // bytes per second, 0: no limit
+  bool drop = false;
+  bool show_progress = false;
+  bool quiet = false;
+};
+
+Node& find_base(Node& top, const Request& request) {
+  Node* const backing = backing_node(top);
+  if (backing == nullptr) throw Error(EINVAL, "The image has no backing file");
+  if (!request.base) return *backing;
+  Node* const found = find_in_chain(*backing, *request.base);
+  if (found == nullptr) {
+    throw Error(ENOENT, fmt::format("'{}' is not in the backing chain of '{}'", *request.base,
+                                    request.image.filename));
+  }
+  return *found;
+}
+
+// Writes to the base what the images above it hold. The base is writable meanwhile.
+Task<void> copy_down(ImageSession& session, Child& top, Node& base, const Request& request,
+                     Progress& progress) {
+  const Permissions wanted{
+      PermissionSet(Permission::consistent_read) | Permission::write | Permission::resize,
+      Permissions::all()};
+  std::unique_ptr<Child> target = co_await session.graph().attach(
+      nullptr, std::string("commit"), EdgeRole::root, base.shared_from_this(), wanted);
+  std::exception_ptr failure;
+  try {
+    if (target->size() < top.size()) co_await target->truncate(top.size());
+    CopyControl control;
+    control.set_rate(request.rate);
+    CopyRequest copying;
+    copying.sources.push_back(&top);
+    copying.base = &base;
+    copying.target = target.get();
+    copying.options.fua = request.image.cache.writethrough;
+    copying.control = &control;
+    copying.on_progress = [&progress](const CopyProgress& state) {
+      const auto total = static_cast<double>(std::max<std::uint64_t>(1, state.total));
+      progress.set(static_cast<double>(state.done) / total, state.data_moved);
+    };
+    co_await copy(std::move(copying));
+    co_await target->flush();
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  co_await target->detach();
+  if (failure) std::rethrow_exception(failure);
+}
+
+Task<void> empty(Node& top) {
+  auto* driver = find_interface<HasBackingFile>(top);
+  if (driver == nullptr) {
+    throw Error(ENOTSUP, fmt::format("Images of format '{}' cannot be emptied", top.type().name));
+  }
+  const auto work = [&] { return driver->make_empty(); };
+  co_await while_drained(top, work).context("Could not empty the image");
+}
+
+Task<int> commit(ImageSession& session, const Request& request) {
+  Child* root = co_await session.open(request.image);
+  Node& base = find_base(root->node(), request);
+  const std::shared_ptr<Node> held = base.shared_from_this();
+  Progress progress({.show = request.show_progress, .quiet = request.quiet});
+  co_await session.graph().reopen(base, false).context("Could not open the base for writing");
+  std::exception_ptr failure;
+  try {
+    co_await copy_down(session, *root, base, request, progress);
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  try {
+    co_await session.graph().reopen(base, true);
+  } catch (...) {
+    if (!failure) failure = std::current_exception();
+  }
+  if (failure) std::rethrow_exception(failure);
+  if (!request.drop) co_await empty(root->node());
+  co_await root->flush();
+  co_await session.close(root);
+  progress.complete();
+  progress.end();
+  if (!request.quiet) print("Image committed.\n");
+  co_return 0;
+}
+
+int run(const Program& program, const Arguments& arguments) {
+  refuse_objects(arguments);
+  expect_operands(arguments, 1, 1, "an image file name");
+  Request request;
+  request.image.filename = arguments.operands[0];
+  request.image.format = arguments.value_or('f', "");
+  request.image.image_opts = arguments.has(key::image_opts);
+  request.image.read_only = false;
+  request.image.discard_unmap = true;
+  request.image.cache = parse_cache_mode(arguments.value_or('t', "writeback"));
+  if (const std::string* name = arguments.last('b')) request.base = *name;
+  if (const std::string* text = arguments.last('r')) request.rate = size_argument(*text, "rate");
+  request.drop = arguments.has('d') || request.base;
+  request.quiet = arguments.has('q');
+  request.show_progress = arguments.has('p') && !request.quiet;
+  ImageSession session(program);
+  return session.run(commit(session, request));
+}
+
+}  // namespace
+
+constexpr Subcommand commit_command = {
+    "commit", "FILE", "moves what an image holds into its backing image", options, run};
+
+}  // namespace vise::tools
