@@ -180,8 +180,10 @@ class Qcow2 : public Driver,
   Task<HostRange> write_snapshot_table(const SnapshotTable& table);
   Task<void> switch_snapshot_table(const SnapshotTable& table, HostRange space);
   Task<HostRange> share_active_tree(const References& shared, bool& raised);
+  Task<void> write_disk_fields(std::uint64_t size, std::uint64_t l1_entries, HostOffset l1_offset);
   Task<void> switch_active_tree(const std::vector<std::uint64_t>& l1, std::uint64_t size,
-                                HostRange space);
+                                HostOffset place);
+  Task<void> unshare(const References& shared, bool raised);
 
   // commit.cc
   Task<void> commit();

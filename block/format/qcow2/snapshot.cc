@@ -216,6 +216,16 @@ Task<HostRange> Qcow2::share_active_tree(const References& shared, bool& raised)
   co_return copy;
 }
 
+// After a failure: new tables leak, the rest is undone as far as the disk lets us.
+Task<void> Qcow2::unshare(const References& shared, bool raised) {
+  try {
+    if (raised) co_await release(shared);
+    co_await refresh_copied();
+  } catch (const Error&) {
+    // The first failure is the one to report; what is left is safe (see above).
+  }
+}
+
 Task<void> Qcow2::create_snapshot(NewSnapshot request) {
   co_await begin_snapshot_operation();
   if (request.name.size() > UINT16_MAX) {
@@ -244,27 +254,23 @@ Task<void> Qcow2::create_snapshot(NewSnapshot request) {
   snapshot.l1_entries = header_.l1_entries;
 
   bool raised = false;
+  HostRange space{HostOffset(0), 0};
   std::exception_ptr failure;
   try {
     const HostRange copy = co_await share_active_tree(shared, raised);
     snapshot.l1_offset = copy.start;
     table.snapshots.push_back(std::move(snapshot));
-    const HostRange space = co_await write_snapshot_table(table);
+    space = co_await write_snapshot_table(table);
     co_await commit_counts();
-    co_await switch_snapshot_table(table, space);
   } catch (...) {
     failure = std::current_exception();
   }
   if (failure) {
-    // New tables leak, the rest is undone as far as the disk lets us.
-    try {
-      if (raised) co_await release(shared);
-      co_await refresh_copied();
-    } catch (const Error&) {
-      // The first failure is the one to report; what is left is safe (see above).
-    }
+    co_await unshare(shared, raised);
     std::rethrow_exception(failure);
   }
+  // If this fails, the disk may have the snapshot or not: its counts stay.
+  co_await switch_snapshot_table(table, space);
   References old;
   old.add(old_table, geometry_.cluster_bits);
   co_await release(old);
@@ -289,20 +295,41 @@ Task<void> Qcow2::delete_snapshot(SnapshotSelector which) {
   co_await refresh_copied();
 }
 
-// The active L1 table and the size of the disk become what the snapshot has, in one write.
-Task<void> Qcow2::switch_active_tree(const std::vector<std::uint64_t>& l1, std::uint64_t size,
-                                     HostRange space) {
+Task<void> Qcow2::write_disk_fields(std::uint64_t size, std::uint64_t l1_entries,
+                                    HostOffset l1_offset) {
   Buffer fields(24);
   BigEndianWriter out(fields.span());
   out.u64(size);
   out.u32(header_.crypt_method);
-  out.u32(static_cast<std::uint32_t>(l1.size()));
-  out.u64(space.start.bytes());
+  out.u32(static_cast<std::uint32_t>(l1_entries));
+  out.u64(l1_offset.bytes());
   co_await file_->write(HostOffset(field_offset::virtual_size), ConstIoVec(fields.span()));
   co_await file_->flush();
+}
+
+// The active L1 table and the size of the disk become what the snapshot has, in one write.
+Task<void> Qcow2::switch_active_tree(const std::vector<std::uint64_t>& l1, std::uint64_t size,
+                                     HostOffset place) {
+  std::exception_ptr failure;
+  try {
+    co_await write_disk_fields(size, l1.size(), place);
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  if (failure) {
+    // The disk may have either by now. Nothing can be written until that is known.
+    read_only_ = true;
+    try {
+      co_await write_disk_fields(header_.virtual_size, header_.l1_entries, header_.l1_offset);
+      read_only_ = false;
+    } catch (const Error&) {
+      // The first failure is the one to report.
+    }
+    std::rethrow_exception(failure);
+  }
   header_.virtual_size = size;
   header_.l1_entries = static_cast<std::uint32_t>(l1.size());
-  header_.l1_offset = space.start;
+  header_.l1_offset = place;
   mapping_.replace(l1);
 }
 
@@ -342,17 +369,12 @@ Task<void> Qcow2::apply_snapshot(SnapshotSelector which) {
     const Buffer bytes = l1_bytes(l1);
     if (bytes.size() > 0) co_await file_->write(space.start, ConstIoVec(bytes.span()));
     co_await commit_counts();
-    co_await switch_active_tree(l1, size, space);
+    co_await switch_active_tree(l1, size, space.start);
   } catch (...) {
     failure = std::current_exception();
   }
   if (failure) {
-    try {
-      if (raised) co_await release(shared);
-      co_await refresh_copied();
-    } catch (const Error&) {
-      // The first failure is the one to report; what is left is safe (see above).
-    }
+    if (!read_only_) co_await unshare(shared, raised);
     std::rethrow_exception(failure);
   }
   co_await release(dropped);
