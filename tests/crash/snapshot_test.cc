@@ -37,7 +37,17 @@ struct Content {
   bool operator==(const Content&) const = default;
 };
 
-enum class Step { create, apply, delete_oldest, delete_newest, grow, shrink, empty };
+enum class Step {
+  create,
+  apply,
+  delete_oldest,
+  delete_newest,
+  grow,
+  shrink,
+  empty,
+  widen,
+  upgrade
+};
 
 Task<void> perform(Child& root, Step step) {
   Node& node = root.node();
@@ -72,6 +82,14 @@ Task<void> perform(Child& root, Step step) {
       break;
     case Step::empty:
       co_await dynamic_cast<HasBackingFile&>(node.driver()).make_empty();
+      break;
+    case Step::widen:
+    case Step::upgrade: {
+      AmendRequest request;
+      if (step == Step::widen) request.options.set("refcount_bits", "32");
+      if (step == Step::upgrade) request.options.set("compat", "1.1");
+      co_await dynamic_cast<Amendable&>(node.driver()).amend(std::move(request));
+    }
   }
 }
 
@@ -293,9 +311,9 @@ class SnapshotCrash : public testing::TestWithParam<Shape> {
   static std::vector<Step> steps() {
     std::vector<Step> all = {Step::create, Step::delete_oldest, Step::delete_newest, Step::empty};
     if (GetParam().create_options.find("compat") == nullptr) {
-      all.insert(all.end(), {Step::apply, Step::grow, Step::shrink});
+      all.insert(all.end(), {Step::apply, Step::grow, Step::shrink, Step::widen});
     } else {
-      all.push_back(Step::apply);
+      all.insert(all.end(), {Step::apply, Step::upgrade});
     }
     return all;
   }

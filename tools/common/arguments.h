@@ -45,6 +45,7 @@ enum : int {
   bitmap_merge,
   shrink,
   preallocation,
+  force,
 };
 }
 

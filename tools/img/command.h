@@ -22,6 +22,7 @@ struct Subcommand {
   std::vector<std::string> (*prepare)(std::vector<std::string> words) = nullptr;
 };
 
+extern const Subcommand amend_command;
 extern const Subcommand bitmap_command;
 extern const Subcommand check_command;
 extern const Subcommand commit_command;

@@ -52,7 +52,8 @@ class Qcow2 : public Driver,
               public Checkable,
               public BitmapStore,
               public HasSnapshots,
-              public HasBackingFile {
+              public HasBackingFile,
+              public Amendable {
  public:
   static Task<std::unique_ptr<Driver>> open(OpenContext& context);
   ~Qcow2() override;
@@ -82,6 +83,8 @@ class Qcow2 : public Driver,
   Task<void> view_snapshot(SnapshotSelector which) override;
   Task<void> change_backing_file(std::string filename, std::string format) override;
   Task<void> make_empty() override;
+  std::span<const CreateOption> amend_options() const override;
+  Task<void> amend(AmendRequest request) override;
 
   const Header& header() const { return header_; }
   /// For the crash tests alone: takes out a rule to see that they notice.
@@ -166,6 +169,16 @@ class Qcow2 : public Driver,
                                  Preallocation preallocation);
   Task<HostRange> preallocated_space(std::uint64_t first, std::uint64_t count,
                                      Preallocation preallocation);
+
+  // amend.cc
+  struct Amendment;
+  void check_amendment(const Amendment& wanted) const;
+  Task<void> upgrade();
+  Task<void> downgrade();
+  Task<void> require_no_zero_entries(std::uint64_t l1_entries, HostOffset l1_offset);
+  Task<void> expand_zero_entries();
+  Task<void> expand_stretch(std::uint64_t first, std::uint64_t count);
+  Task<void> change_refcount_width(std::uint32_t order);
 
   // rewrite.cc
   Task<void> write_header(Header header);

@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <set>
 
+#include "format/qcow2/refcount_layout.h"
 #include "format/qcow2/refcount_packing.h"
 #include "format/qcow2/repair.h"
 #include "vise/buffer.h"
@@ -16,25 +17,9 @@
 #include "vise/util/endian.h"
 
 namespace vise::qcow2 {
-namespace {
 
-// What is new, in clusters: first a snapshot table where one is needed, then blocks, then table.
-struct NewStructures {
-  std::uint64_t start = 0;
-  std::uint64_t snapshot_clusters = 0;
-  std::vector<std::uint64_t> block_indexes;  // ascending
-  std::uint64_t table_clusters = 0;
-
-  std::uint64_t end() const {
-    return start + snapshot_clusters + block_indexes.size() + table_clusters;
-  }
-  std::uint64_t block(std::size_t i) const { return start + snapshot_clusters + i; }
-  std::uint64_t table() const { return block(block_indexes.size()); }
-};
-
-// The blocks that have something to count, the new clusters included.
-NewStructures plan(const Header& h, const ClusterCounts& references, std::uint64_t start,
-                   std::uint64_t snapshot_clusters) {
+NewStructures plan_structures(const Header& h, const ClusterCounts& references, std::uint64_t start,
+                              std::uint64_t snapshot_clusters) {
   const std::uint64_t per_block = h.refcount_block_entries();
   std::set<std::uint64_t> indexes;
   for (std::uint64_t chunk = 0; chunk < references.chunk_count(); ++chunk) {
@@ -86,8 +71,6 @@ Task<void> write_structures(Child& file, const Header& h, const ClusterCounts& r
   co_await file.write(HostOffset(plan.table() << h.cluster_bits), ConstIoVec(table.span()));
 }
 
-}  // namespace
-
 void Repairer::forget_old_structures() {
   ClusterCounts& references = pass_.references;
   for (const HostRange& range : pass_.refcount_ranges) {
@@ -110,7 +93,8 @@ Task<void> Repairer::rebuild() {
   // The last reference may reach a little beyond the end of the file.
   const std::uint64_t start =
       pass_.file_clusters() + (pass_.references.get(pass_.file_clusters()) > 0 ? 1 : 0);
-  const NewStructures structures = plan(header_, pass_.references, start, snapshot_clusters);
+  const NewStructures structures =
+      plan_structures(header_, pass_.references, start, snapshot_clusters);
   co_await file_.truncate(structures.end() << header_.cluster_bits);
   const HostOffset snapshots_at(structures.start << header_.cluster_bits);
   if (new_snapshots) co_await write_snapshot_table(snapshots_at);

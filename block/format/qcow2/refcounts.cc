@@ -42,6 +42,14 @@ Task<void> Refcounts::load() {
   }
 }
 
+Task<void> Refcounts::reload() {
+  assert(unhooked_.empty());
+  cache_.clear();
+  abandoned_.clear();
+  scan_ = 1;
+  co_await load();
+}
+
 HostOffset Refcounts::block_of(std::uint64_t cluster) const {
   const std::uint64_t index = cluster / entries_per_block();
   if (index >= table_.size()) return HostOffset(0);

@@ -23,6 +23,11 @@ class Refcounts {
   /// Reads and checks the refcount table.
   Task<void> load();
 
+  /// For a header that names other refcount structures from now on. Nothing may be dirty.
+  Task<void> reload();
+  /// Offsets of the refcount blocks, 0 where there is none.
+  const std::vector<std::uint64_t>& table() const { return table_; }
+
   /// The count of the host cluster with that index (0 where there is no refcount block).
   Task<std::uint64_t> get(std::uint64_t cluster);
 

@@ -13,9 +13,27 @@ namespace vise::qcow2 {
 // cluster in one write.
 Task<void> Qcow2::write_header(Header header) {
   const std::vector<std::byte> bytes = header.encode();
+  const std::vector<std::byte> old_bytes = header_.encode();
   co_await file_->flush();
-  co_await file_->write(HostOffset(0), ConstIoVec(std::span(bytes)));
-  co_await file_->flush();
+  std::exception_ptr failure;
+  try {
+    co_await file_->write(HostOffset(0), ConstIoVec(std::span(bytes)));
+    co_await file_->flush();
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  if (failure) {
+    // The disk may have either by now. Nothing can be written until that is known.
+    read_only_ = true;
+    try {
+      co_await file_->write(HostOffset(0), ConstIoVec(std::span(old_bytes)));
+      co_await file_->flush();
+      read_only_ = false;
+    } catch (const Error&) {
+      // The first failure is the one to report.
+    }
+    std::rethrow_exception(failure);
+  }
   header_ = std::move(header);
 }
 

@@ -1,0 +1,109 @@
+# groups: rw auto
+"""vise-img amend: the content stays, both programs find the image sound and take it up again."""
+from vise_iotest import *
+
+
+def data(t, image):
+    t.vise_img("convert", "-O", "raw", image, "out")
+    return t.digest("out")
+
+
+def info(t, image):
+    return t.vise_img("info", "--output=json", image).json["format-specific"]["data"]
+
+
+def make(t, options="", backing=False):
+    words = ["-o", options] if options else []
+    if backing:
+        t.write("base", mixed_data(3 * MIB, 8192, 1))
+        words += ["-b", "base", "-F", "raw"]
+    t.vise_img("create", "-q", "-f", "qcow2", *words, "a.qcow2", "4M")
+    t.vise_io("-f", "qcow2", "a.qcow2", commands=[
+        "write -q -P 1 0 300k", "write -q -c -P 2 1M 64k", "write -q -c -P 3 1088k 64k",
+        "write -q -P 4 2000k 100k"])
+
+
+def zero_some(t):
+    t.vise_io("-f", "qcow2", "a.qcow2", commands=[
+        "write -q -z 64k 64k", "write -q -z -u 128k 64k", "write -q -z 2M 1M", "write -q -z 3500k 500k"])
+
+
+@cases(cluster=["512", "4k", "64k"])
+def every_width_of_refcounts(t, cluster):
+    make(t, f"cluster_size={cluster}")
+    zero_some(t)
+    before = data(t, "a.qcow2")
+    refused = 0
+    for bits in [64, 1, 32, 2, 8, 4, 16]:
+        done = t.vise_img("amend", "-o", f"refcount_bits={bits}", "a.qcow2", code=[0, 1])
+        t.sound("a.qcow2")
+        t.equal(data(t, "a.qcow2"), before, "content")
+        if done.code:
+            # Compressed clusters share host clusters.
+            t.fails_clearly(done, f"{bits} bits")
+            refused += 1
+            continue
+        t.equal(info(t, "a.qcow2")["refcount-bits"], bits, "width")
+        t.vise_io("-f", "qcow2", "a.qcow2", commands=["write -q -P 9 3M 128k", "write -q -z 3M 128k"])
+        t.sound("a.qcow2")
+    t.check(refused <= 3, f"{refused} widths refused")
+
+
+@cases(backing=[False, True])
+def from_one_version_to_the_other_and_back(t, backing):
+    make(t, backing=backing)
+    zero_some(t)
+    before = data(t, "a.qcow2")
+    for compat, shown in [("0.10", "0.10"), ("v3", "1.1"), ("v2", "0.10"), ("1.1", "1.1")]:
+        t.equal(t.vise_img("amend", "-o", f"compat={compat}", "a.qcow2").output, "", "output")
+        t.equal(info(t, "a.qcow2")["compat"], shown, "version")
+        t.sound("a.qcow2")
+        t.equal(data(t, "a.qcow2"), before, "content")
+        if has("qemu-img"):
+            t.qemu_img("convert", "-O", "raw", "a.qcow2", "theirs")
+            t.equal(t.digest("theirs"), before, "content for qemu-img")
+    t.vise_io("-f", "qcow2", "a.qcow2", commands=["write -q -z 0 4M", "write -q -P 1 0 4M"])
+    t.sound("a.qcow2")
+
+
+@case
+def with_snapshots(t):
+    make(t, "compat=0.10")
+    t.vise_img("snapshot", "-c", "x", "a.qcow2")
+    before = data(t, "a.qcow2")
+    t.vise_img("amend", "-p", "-o", "compat=1.1,refcount_bits=32,lazy_refcounts=on", "a.qcow2")
+    found = info(t, "a.qcow2")
+    t.equal((found["compat"], found["refcount-bits"], found["lazy-refcounts"]), ("1.1", 32, True),
+            "what has changed")
+    t.sound("a.qcow2")
+    t.vise_img("amend", "-o", "lazy_refcounts=off,refcount_bits=16,compat=0.10", "a.qcow2")
+    t.sound("a.qcow2")
+    t.vise_img("amend", "-o", "compat=1.1,size=6M", "a.qcow2")
+    t.fails_clearly(t.vise_img("amend", "-o", "compat=0.10", "a.qcow2", code=1), "another size")
+    t.vise_img("snapshot", "-a", "x", "a.qcow2")
+    t.sound("a.qcow2")
+    t.equal(data(t, "a.qcow2"), before, "content")
+
+
+@case
+def what_cannot_change_is_refused(t):
+    make(t, backing=True)
+    before = t.digest("a.qcow2")
+    for options in ["cluster_size=4k", "nonsense=1", "backing_file=other", "backing_fmt=qcow2",
+                    "refcount_bits=3", "refcount_bits=128", "compat=0.10,refcount_bits=8",
+                    "compat=0.10,lazy_refcounts=on", "compat=7", "data_file=x", "data_file_raw=on",
+                    "lazy_refcounts=perhaps", "encryption=on"]:
+        t.fails_clearly(t.vise_img("amend", "-o", options, "a.qcow2", code=1))
+    t.vise_img("amend", "a.qcow2", code=1)
+    t.equal(t.digest("a.qcow2"), before, "image")
+    t.vise_img("amend", "-o", "backing_file=base,backing_fmt=raw", "a.qcow2")
+    t.write("a.raw", bytes(512))
+    t.fails_clearly(t.vise_img("amend", "-f", "raw", "-o", "size=1M", "a.raw", code=1), "raw")
+    shown = t.vise_img("amend", "-f", "qcow2", "-o", "help").stdout
+    t.check(shown.startswith("Amend options for 'qcow2':\n  backing_file=<str>"), shown)
+    t.equal(t.vise_img("amend", "-o", "help", "a.qcow2").stdout, shown, "help for a file")
+    t.vise_img("create", "-q", "-f", "qcow2", "-o", "extended_l2=on", "e.qcow2", "1M")
+    t.fails_clearly(t.vise_img("amend", "-o", "compat=0.10", "e.qcow2", code=1), "version 2")
+
+
+main()
