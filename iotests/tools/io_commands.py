@@ -79,6 +79,22 @@ def invalid_requests_are_accounted_only(t, command):
     t.equal(result.stdout, f"injecting invalid {kind} request\n", "output")
 
 
+@cases(arguments=[["-s"], ["-s", "-C"]])
+def a_temporary_overlay_takes_the_writes(t, arguments):
+    image(t)
+    t.vise_io("-f", "qcow2", "a.qcow2", commands=["write -P 1 0 1M"])
+    before = t.digest("a.qcow2")
+    t.env["TMPDIR"] = str(t.dir)
+    t.vise_io(*arguments, "-f", "qcow2", "a.qcow2",
+              commands=["read -P 1 0 1M", "write -P 2 64k 64k", "read -P 2 64k 64k", "read -P 1 128k 64k",
+                        "flush"])
+    t.equal(t.digest("a.qcow2"), before, "content")
+    t.equal([path.name for path in t.dir.iterdir() if path.name.startswith("vise-")], [], "files left")
+    t.vise_io(commands=["open -s a.qcow2", "write -P 3 0 64k", "close", "open -r a.qcow2",
+                                 "read -P 1 0 64k"])
+    t.equal(t.digest("a.qcow2"), before, "content")
+
+
 @case
 def throttle_groups_are_objects(t):
     image(t)

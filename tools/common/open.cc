@@ -1,11 +1,15 @@
 #include "tools/common/open.h"
 
+#include <fcntl.h>
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdlib>
 #include <utility>
 
+#include "tools/common/creation.h"
 #include "util/keyval.h"
 #include "vise/error.h"
 #include "vise/util/checked.h"
@@ -41,6 +45,26 @@ void set_aio(OpenRequest& request, const std::string& aio) {
     request.options.set("file.aio", aio);
   }
 }
+
+// A file that nobody can open by its name any more once this ends.
+class UnlinkedFile {
+ public:
+  UnlinkedFile() {
+    const char* folder = std::getenv("TMPDIR");
+    path_ =
+        fmt::format("{}/vise-XXXXXX", folder != nullptr && *folder != '\0' ? folder : "/var/tmp");
+    const int file = mkostemp(path_.data(), O_CLOEXEC);
+    if (file < 0) throw Error::system_error(errno, "Could not make a temporary overlay");
+    close(file);
+  }
+  ~UnlinkedFile() { unlink(path_.c_str()); }
+  UnlinkedFile(const UnlinkedFile&) = delete;
+  UnlinkedFile& operator=(const UnlinkedFile&) = delete;
+  const std::string& path() const { return path_; }
+
+ private:
+  std::string path_;
+};
 
 }  // namespace
 
@@ -87,8 +111,43 @@ ImageSession::~ImageSession() = default;
 
 Task<Child*> ImageSession::open(ImageArguments image) {
   OpenRequest request = open_request(program_, image);
+  if (image.temporary_overlay) {
+    co_return co_await open_under_overlay(std::move(request), std::move(image));
+  }
   if (image.copy_on_read) co_return co_await open_copying(std::move(request));
   co_return co_await open(std::move(request));
+}
+
+Task<Child*> ImageSession::open_under_overlay(OpenRequest request, ImageArguments image) {
+  OpenRequest overlay;
+  overlay.defaults = request.defaults;
+  overlay.defaults.read_only = false;
+  request.defaults.read_only = true;
+  const std::shared_ptr<Node> below = co_await graph_.open(std::move(request));
+  graph_.adopt(below);  // until it has a parent
+  Child* root = nullptr;
+  std::exception_ptr failure;
+  try {
+    root = co_await open_overlay(*below, std::move(overlay), std::move(image));
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  co_await graph_.disown(*below);
+  if (failure) std::rethrow_exception(failure);
+  co_return root;
+}
+
+Task<Child*> ImageSession::open_overlay(Node& below, OpenRequest overlay, ImageArguments image) {
+  const UnlinkedFile file;
+  const CreationTypes types = creation_types(context_.drivers(), "qcow2", file.path());
+  Value::Dict options;
+  co_await create_image(graph_, types, file.path(), shown_size(below.size()), std::move(options));
+  overlay.options.set("driver", "qcow2");
+  overlay.options.set("file.driver", "file");
+  overlay.options.set("file.filename", file.path());
+  overlay.options.set("backing", below.name());
+  if (image.copy_on_read) co_return co_await open_copying(std::move(overlay));
+  co_return co_await open(std::move(overlay));
 }
 
 Task<Child*> ImageSession::open_copying(OpenRequest request) {

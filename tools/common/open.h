@@ -35,6 +35,7 @@ struct ImageArguments {
   Value::Dict options;  // more options for the node, which win
   bool discard_unmap = false;
   bool copy_on_read = false;
+  bool temporary_overlay = false;  // takes the writes, and is gone when the image is closed
   std::string aio;  // threads, native or io_uring; empty: the default
 };
 
@@ -77,6 +78,8 @@ class ImageSession {
 
  private:
   Task<Child*> open_copying(OpenRequest request);
+  Task<Child*> open_under_overlay(OpenRequest request, ImageArguments image);
+  Task<Child*> open_overlay(Node& below, OpenRequest overlay, ImageArguments image);
   void close_quietly() noexcept;
 
   const Program& program_;

@@ -68,9 +68,8 @@ void apply_image_option(const Arguments::Option& option, ImageArguments& image) 
       image.aio = option.value;
       break;
     case 's':
-      throw Error(ENOTSUP,
-                  "A temporary overlay (-s) is not supported: create one with "
-                  "'vise-img create -b'");
+      image.temporary_overlay = true;
+      break;
     case 'C':
       image.copy_on_read = true;
       break;
@@ -95,9 +94,11 @@ Task<void> run_open(Call& call) {
   } else if (!options.empty()) {
     image.options = image_options(state.program(), options);
   }
-  co_await state.open_image(std::move(image))
-      .context(fmt::format("can't open{}",
-                           arguments.operands.empty() ? "" : " '" + arguments.operands[0] + "'"));
+  // Not within the statement that awaits: g++ 12 frees the temporaries of its ?: twice.
+  std::string context = "can't open";
+  if (!arguments.operands.empty()) context += fmt::format(" '{}'", arguments.operands[0]);
+  Task<void> opening = state.open_image(std::move(image));
+  co_await std::move(opening).context(std::move(context));
 }
 
 Task<void> run_close(Call& call) { co_await call.state.close_image(); }
