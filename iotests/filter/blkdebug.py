@@ -79,6 +79,16 @@ def rules_have_the_same_effect(t, rules):
                    "write -z 4k 4k", "read 4k 8k"])
 
 
+CONFIGS = {
+    "empty": "", "comment": "# nothing\n", "always": '[inject-error]\nevent = "none"\n',
+    "sector and state": '[inject-error]\nevent = "pwritev"\nerrno = "28"\nsector = "4"\n\n'
+                        '[set-state]\nevent = "pwritev"\nstate = "1"\nnew_state = "2"\n',
+    "section": "[foo]\n", "event": '[inject-error]\nevent = "nix"\n',
+    "key": '[inject-error]\nfoo = "1"\n', "quotes": "[inject-error]\nevent = none\n",
+    "no section": 'event = "none"\n', "no event": '[inject-error]\nerrno = "5"\n',
+}
+
+
 @cases(config=list(CONFIGS))
 def files_with_rules_have_the_same_effect(t, config):
     images(t)
