@@ -6,6 +6,7 @@
 
 #include "format/formats.h"
 #include "tools/common/creation.h"
+#include "tools/common/objects.h"
 #include "tools/common/open.h"
 #include "tools/common/progress.h"
 #include "tools/common/snapshots.h"
@@ -26,7 +27,7 @@ constexpr OptionSpec options[] = {
     {key::force, "force", nullptr, "accepted, no effect: it is for keys of encrypted images"},
     {'p', "progress", nullptr, "show progress"},
     {'q', "quiet", nullptr, "print nothing but errors"},
-    {key::object, "object", "OBJECT", "an object such as a secret"},
+    {key::object, "object", "OBJECT", "an object that nodes refer to: TYPE,id=ID,…"},
     {'h', "help", nullptr, "this help"},
 };
 
@@ -83,7 +84,6 @@ Task<int> amend(ImageSession& session, const Request& request) {
 }
 
 int run(const Program& program, const Arguments& arguments) {
-  refuse_objects(arguments);
   Request request;
   for (const Arguments::Option& option : arguments.options) {
     if (option.key != 'o') continue;
@@ -107,6 +107,7 @@ int run(const Program& program, const Arguments& arguments) {
   request.quiet = arguments.has('q');
   request.show_progress = arguments.has('p') && !request.quiet;
   ImageSession session(program);
+  if (!add_objects(arguments, session.context().objects())) return 0;
   return session.run(amend(session, request));
 }
 

@@ -25,11 +25,6 @@ OutputFormat output_format(const Arguments& arguments) {
   throw Error(EINVAL, fmt::format("--output must be human or json, not '{}'", text));
 }
 
-void refuse_objects(const Arguments& arguments) {
-  if (!arguments.has(key::object)) return;
-  throw Error(ENOTSUP, "--object is not supported: no driver here uses objects");
-}
-
 std::uint64_t size_argument(const std::string& text, std::string_view what) {
   try {
     const std::uint64_t size = parse_size(text);

@@ -44,9 +44,6 @@ enum class OutputFormat { human, json };
 /// The value of --output. Throws Error(EINVAL) for anything but human and json.
 OutputFormat output_format(const Arguments& arguments);
 
-/// Refuses --object: no driver uses objects yet. Throws Error(ENOTSUP).
-void refuse_objects(const Arguments& arguments);
-
 /// `text` as a size up to 2^63 - 1. Throws Error(EINVAL / ERANGE) that names `what`.
 std::uint64_t size_argument(const std::string& text, std::string_view what);
 

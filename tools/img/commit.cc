@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "copy/copy.h"
+#include "tools/common/objects.h"
 #include "tools/common/open.h"
 #include "tools/common/progress.h"
 #include "tools/common/snapshots.h"
@@ -28,7 +29,7 @@ constexpr OptionSpec options[] = {
     {key::image_opts, "image-opts", nullptr, "FILE is an option string, key=value,…"},
     {'p', "progress", nullptr, "show progress"},
     {'q', "quiet", nullptr, "print nothing but errors"},
-    {key::object, "object", "OBJECT", "an object such as a secret"},
+    {key::object, "object", "OBJECT", "an object that nodes refer to: TYPE,id=ID,…"},
     {'h', "help", nullptr, "this help"},
 };
 
@@ -122,7 +123,6 @@ Task<int> commit(ImageSession& session, const Request& request) {
 }
 
 int run(const Program& program, const Arguments& arguments) {
-  refuse_objects(arguments);
   expect_operands(arguments, 1, 1, "an image file name");
   Request request;
   request.image.filename = arguments.operands[0];
@@ -137,6 +137,7 @@ int run(const Program& program, const Arguments& arguments) {
   request.quiet = arguments.has('q');
   request.show_progress = arguments.has('p') && !request.quiet;
   ImageSession session(program);
+  if (!add_objects(arguments, session.context().objects())) return 0;
   return session.run(commit(session, request));
 }
 

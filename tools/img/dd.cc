@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "tools/common/creation.h"
+#include "tools/common/objects.h"
 #include "tools/common/open.h"
 #include "tools/img/command.h"
 #include "vise/buffer.h"
@@ -22,7 +23,7 @@ constexpr OptionSpec options[] = {
     {'O', "output-format", "FORMAT", "format of the new image, raw if not given"},
     {key::image_opts, "image-opts", nullptr, "the source is an option string, key=value,…"},
     {'U', "force-share", nullptr, "others may write the source meanwhile"},
-    {key::object, "object", "OBJECT", "an object such as a secret"},
+    {key::object, "object", "OBJECT", "an object that nodes refer to: TYPE,id=ID,…"},
     {'h', "help", nullptr, "this help"},
 };
 
@@ -127,13 +128,13 @@ Task<int> dd(ImageSession& session, const Request& request) {
 }
 
 int run(const Program& program, const Arguments& arguments) {
-  refuse_objects(arguments);
   Request request = read_operands(arguments);
   request.source.format = arguments.value_or('f', "");
   request.source.image_opts = arguments.has(key::image_opts);
   request.source.force_share = arguments.has('U');
   request.target_format = arguments.value_or('O', "raw");
   ImageSession session(program);
+  if (!add_objects(arguments, session.context().objects())) return 0;
   return session.run(dd(session, request));
 }
 

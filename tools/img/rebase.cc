@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "tools/common/objects.h"
 #include "tools/common/open.h"
 #include "tools/common/progress.h"
 #include "tools/common/snapshots.h"
@@ -36,7 +37,7 @@ constexpr OptionSpec options[] = {
     {'U', "force-share", nullptr, "others may use the backing files meanwhile"},
     {'p', "progress", nullptr, "show progress"},
     {'q', "quiet", nullptr, "print nothing but errors"},
-    {key::object, "object", "OBJECT", "an object such as a secret"},
+    {key::object, "object", "OBJECT", "an object that nodes refer to: TYPE,id=ID,…"},
     {'h', "help", nullptr, "this help"},
 };
 
@@ -284,7 +285,6 @@ Task<int> rebase(ImageSession& session, const Request& request) {
 }
 
 int run(const Program& program, const Arguments& arguments) {
-  refuse_objects(arguments);
   expect_operands(arguments, 1, 1, "an image file name");
   Request request;
   request.unsafe = arguments.has('u');
@@ -310,6 +310,7 @@ int run(const Program& program, const Arguments& arguments) {
   request.quiet = arguments.has('q');
   request.show_progress = arguments.has('p') && !request.quiet;
   ImageSession session(program);
+  if (!add_objects(arguments, session.context().objects())) return 0;
   return session.run(rebase(session, request));
 }
 

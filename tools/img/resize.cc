@@ -5,6 +5,7 @@
 #include <cerrno>
 #include <string_view>
 
+#include "tools/common/objects.h"
 #include "tools/common/open.h"
 #include "tools/img/command.h"
 #include "vise/child.h"
@@ -20,7 +21,7 @@ constexpr OptionSpec options[] = {
     {'f', "format", "FORMAT", "the image's format; else it is found out"},
     {key::image_opts, "image-opts", nullptr, "FILE is an option string, key=value,…"},
     {'q', "quiet", nullptr, "print nothing but errors"},
-    {key::object, "object", "OBJECT", "an object such as a secret"},
+    {key::object, "object", "OBJECT", "an object that nodes refer to: TYPE,id=ID,…"},
     {'h', "help", nullptr, "this help"},
 };
 
@@ -83,7 +84,6 @@ Task<int> resize(ImageSession& session, const Request& request) {
 }
 
 int run(const Program& program, const Arguments& arguments) {
-  refuse_objects(arguments);
   expect_operands(arguments, 2, 2, "an image file name and a size");
   Request request;
   request.image.filename = arguments.operands[0];
@@ -100,6 +100,7 @@ int run(const Program& program, const Arguments& arguments) {
   request.shrink = arguments.has(key::shrink);
   request.quiet = arguments.has('q');
   ImageSession session(program);
+  if (!add_objects(arguments, session.context().objects())) return 0;
   return session.run(resize(session, request));
 }
 
