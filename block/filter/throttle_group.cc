@@ -165,7 +165,8 @@ std::shared_ptr<Object> make_throttle_group(const Value::Dict& options) {
   }
   const Value all(std::move(nested));
   const auto read = read_value<qapi::ThrottleGroupProperties>(all, ValueInput::options);
-  return std::make_shared<ThrottleGroup>(read.limits ? limits_of(*read.limits) : ThrottleGroup::Limits());
+  return std::make_shared<ThrottleGroup>(read.limits ? limits_of(*read.limits)
+                                                     : ThrottleGroup::Limits());
 }
 
 }  // namespace vise

@@ -32,10 +32,10 @@ struct Job {
   std::function<void(std::size_t)> function;
   std::size_t count = 0;
   std::size_t chunk = 1;
-  std::atomic<std::size_t> next{0};      // first index not taken yet
-  std::atomic<unsigned> pending{0};      // workers that still have to leave the job
+  std::atomic<std::size_t> next{0};  // first index not taken yet
+  std::atomic<unsigned> pending{0};  // workers that still have to leave the job
   std::mutex mutex;
-  std::exception_ptr exception;          // the first; guarded by mutex
+  std::exception_ptr exception;  // the first; guarded by mutex
   EventLoop* loop = nullptr;
   std::coroutine_handle<> waiter;
 

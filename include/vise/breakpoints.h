@@ -19,7 +19,8 @@ class Breakpoints {
   /// Takes away all breakpoints of that tag and resumes its requests. Throws Error(ENOENT) if
   /// there was no breakpoint.
   virtual void remove_breakpoint(std::string_view tag) = 0;
-  /// Lets the request go on that came last to wait under `tag`. Throws Error(ENOENT) if there is none.
+  /// Lets the request go on that came last to wait under `tag`. Throws Error(ENOENT) if there is
+  /// none.
   virtual void resume(std::string_view tag) = 0;
   /// Returns once a request waits under `tag`.
   virtual Task<void> wait_suspended(std::string_view tag) = 0;

@@ -30,7 +30,7 @@ class Child {
   const std::shared_ptr<Node>& shared_node() const { return node_; }
   const std::string& name() const { return name_; }  // "file", "backing", …
   EdgeRole role() const { return role_; }
-  Node* parent() const { return parent_; }           // null for roots
+  Node* parent() const { return parent_; }  // null for roots
   Permissions permissions() const { return permissions_; }
 
   std::uint64_t size() const;

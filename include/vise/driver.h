@@ -47,12 +47,12 @@ struct Limits {
   std::uint64_t discard_alignment = 0;  // discard(); 0 = request_alignment
   std::uint64_t max_discard = 0;        // 0 = no limit
   std::uint64_t cluster_size = 0;       // allocation unit of a format node, 0 = none
-  bool native_fua = false;              // write() and write_zeroes() honour fua; else it is emulated
-  bool can_zero = false;                // write_zeroes() works; else zeros are written as data
-  bool can_discard = false;             // discard() does something
-  bool growable = false;                // writes past size() make it larger (a file's do)
-  bool can_compress = false;            // write() understands WriteFlags::compressed
-  Codec codec = Codec::deflate;         // with can_compress: how they are stored
+  bool native_fua = false;       // write() and write_zeroes() honour fua; else it is emulated
+  bool can_zero = false;         // write_zeroes() works; else zeros are written as data
+  bool can_discard = false;      // discard() does something
+  bool growable = false;         // writes past size() make it larger (a file's do)
+  bool can_compress = false;     // write() understands WriteFlags::compressed
+  Codec codec = Codec::deflate;  // with can_compress: how they are stored
 };
 
 /// How one write is to be done.
@@ -65,7 +65,7 @@ struct WriteFlags {
 };
 
 struct ZeroFlags {
-  bool may_unmap = false;    // the range may be deallocated if it then reads as zeros
+  bool may_unmap = false;  // the range may be deallocated if it then reads as zeros
   bool fua = false;
   bool no_fallback = false;  // Error(ENOTSUP) rather than writing zeros as data
   bool serialising = false;
@@ -75,9 +75,9 @@ enum class Preallocation { off, metadata, falloc, full };
 
 struct TruncateOptions {
   Preallocation preallocation = Preallocation::off;
-  bool exact = true;        // false: a longer result is fine (devices, O_DIRECT)
-  bool zero_new = true;     // what is added must read as zeros, even above a longer backing image
-  bool allow_shrink = true; // false: Error(EINVAL) if the size would decrease
+  bool exact = true;         // false: a longer result is fine (devices, O_DIRECT)
+  bool zero_new = true;      // what is added must read as zeros, even above a longer backing image
+  bool allow_shrink = true;  // false: Error(EINVAL) if the size would decrease
 };
 
 /// Where one stretch of a node is stored.
@@ -126,10 +126,10 @@ struct DriverInfo {
   std::optional<std::uint64_t> vm_state_offset;  // guest offset
   std::optional<bool> dirty;                     // "cleanly shut down: no"
   bool encrypted = false;
-  std::optional<std::string> backing_filename;   // as stored
-  std::optional<std::string> backing_format;     // as stored
-  Value snapshots;                               // list of SnapshotInfo dictionaries, or null
-  Value format_specific;                         // {"type": …, "data": {…}}, or null
+  std::optional<std::string> backing_filename;  // as stored
+  std::optional<std::string> backing_format;    // as stored
+  Value snapshots;                              // list of SnapshotInfo dictionaries, or null
+  Value format_specific;                        // {"type": …, "data": {…}}, or null
 };
 
 /// What the parents of a node do with it, and what they let others do. The values are QEMU's bit

@@ -27,13 +27,13 @@ enum class OpenPurpose { io, info, check };
 
 /// The options every node has, whatever its driver.
 struct NodeOptions {
-  std::string node_name;       // empty: one is made up, starting with '#'
+  std::string node_name;  // empty: one is made up, starting with '#'
   bool read_only = false;
-  bool auto_read_only = false; // fall back to read-only where writing is not permitted
-  bool force_share = false;    // take no locks against writers elsewhere; only with read_only
-  bool cache_direct = false;   // O_DIRECT
-  bool cache_no_flush = false; // flushes do nothing
-  bool discard_unmap = false;  // discard() reaches the driver
+  bool auto_read_only = false;  // fall back to read-only where writing is not permitted
+  bool force_share = false;     // take no locks against writers elsewhere; only with read_only
+  bool cache_direct = false;    // O_DIRECT
+  bool cache_no_flush = false;  // flushes do nothing
+  bool discard_unmap = false;   // discard() reaches the driver
   DetectZeroes detect_zeroes = DetectZeroes::off;
   OpenPurpose purpose = OpenPurpose::io;  // of this node alone, not inherited
 };
@@ -99,13 +99,13 @@ class Node : public std::enable_shared_from_this<Node> {
 
 /// How a plain file name, json: name or option tree is opened.
 struct OpenRequest {
-  std::string filename;        // plain, "PROTOCOL:…" or "json:{…}"; empty: `options` say all
-  std::string format;          // driver of the format node; empty: probe
-  Value::Dict options;         // override what the file name says
-  NodeOptions defaults;        // for the node and, where inheritable, its children
-  bool open_backing = true;    // false: the backing chain stays closed
+  std::string filename;      // plain, "PROTOCOL:…" or "json:{…}"; empty: `options` say all
+  std::string format;        // driver of the format node; empty: probe
+  Value::Dict options;       // override what the file name says
+  NodeOptions defaults;      // for the node and, where inheritable, its children
+  bool open_backing = true;  // false: the backing chain stays closed
   bool warn_about_probing = true;
-  std::string option_path;     // stands in front of option names in errors, "file."
+  std::string option_path;  // stands in front of option names in errors, "file."
 };
 
 /// All nodes of one event loop.

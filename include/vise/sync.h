@@ -97,7 +97,9 @@ class AsyncSemaphore {
     void await_resume() const noexcept {}
   };
   /// More units than there are in total wait for all of them and take all.
-  Awaiter acquire(std::uint64_t units = 1) { return Awaiter{*this, units < total_ ? units : total_}; }
+  Awaiter acquire(std::uint64_t units = 1) {
+    return Awaiter{*this, units < total_ ? units : total_};
+  }
   void release(std::uint64_t units = 1);
   std::uint64_t available() const { return free_; }
   std::uint64_t total() const { return total_; }

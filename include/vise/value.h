@@ -48,19 +48,19 @@ class Value {
   };
 
   Value() = default;
-  Value(bool v) : data_(v) {}                                     // NOLINT: literals convert
-  Value(int v) : data_(std::int64_t{v}) {}                        // NOLINT
-  Value(unsigned v) : data_(std::int64_t{v}) {}                   // NOLINT
-  Value(long v) : data_(std::int64_t{v}) {}                       // NOLINT
-  Value(long long v) : data_(std::int64_t{v}) {}                  // NOLINT
-  Value(unsigned long v) : data_(from_unsigned(v)) {}             // NOLINT
-  Value(unsigned long long v) : data_(from_unsigned(v)) {}        // NOLINT
-  Value(double v) : data_(v) {}                                   // NOLINT
-  Value(const char* v) : data_(std::string(v)) {}                 // NOLINT
-  Value(std::string_view v) : data_(std::string(v)) {}            // NOLINT
-  Value(std::string v) : data_(std::move(v)) {}                   // NOLINT
-  Value(List v) : data_(std::move(v)) {}                          // NOLINT
-  Value(Dict v) : data_(std::move(v)) {}                          // NOLINT
+  Value(bool v) : data_(v) {}                               // NOLINT: literals convert
+  Value(int v) : data_(std::int64_t{v}) {}                  // NOLINT
+  Value(unsigned v) : data_(std::int64_t{v}) {}             // NOLINT
+  Value(long v) : data_(std::int64_t{v}) {}                 // NOLINT
+  Value(long long v) : data_(std::int64_t{v}) {}            // NOLINT
+  Value(unsigned long v) : data_(from_unsigned(v)) {}       // NOLINT
+  Value(unsigned long long v) : data_(from_unsigned(v)) {}  // NOLINT
+  Value(double v) : data_(v) {}                             // NOLINT
+  Value(const char* v) : data_(std::string(v)) {}           // NOLINT
+  Value(std::string_view v) : data_(std::string(v)) {}      // NOLINT
+  Value(std::string v) : data_(std::move(v)) {}             // NOLINT
+  Value(List v) : data_(std::move(v)) {}                    // NOLINT
+  Value(Dict v) : data_(std::move(v)) {}                    // NOLINT
 
   Type type() const { return static_cast<Type>(data_.index()); }
   bool is_null() const { return type() == Type::null; }

@@ -36,7 +36,7 @@ struct ImageArguments {
   bool discard_unmap = false;
   bool copy_on_read = false;
   bool temporary_overlay = false;  // takes the writes, and is gone when the image is closed
-  std::string aio;  // threads, native or io_uring; empty: the default
+  std::string aio;                 // threads, native or io_uring; empty: the default
 };
 
 /// The options of an --image-opts style string, nested. Warns about words without a value.

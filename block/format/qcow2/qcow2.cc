@@ -98,7 +98,7 @@ Qcow2::Qcow2(Node& node, Header header, const Settings& settings, std::unique_pt
       file_(std::move(file)),
       read_only_(read_only),
       refcounts_(header_, *file_, settings.refcount_cache_size),
-      space_(header_, geometry_, refcounts_, *file_, flights_, rules_),
+      space_(geometry_, refcounts_, *file_, flights_, rules_),
       mapping_(header_, geometry_, *file_, space_, settings.l2_slice_size, settings.l2_cache_size),
       packer_(*file_),
       decoded_(settings.decoded_cache_size) {

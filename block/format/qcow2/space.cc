@@ -9,10 +9,9 @@
 
 namespace vise::qcow2 {
 
-Space::Space(const Header& header, const Geometry& geometry, Refcounts& refcounts, Child& file,
-             FlightRegister& flights, const OrderRules& rules)
-    : header_(header),
-      geometry_(geometry),
+Space::Space(const Geometry& geometry, Refcounts& refcounts, Child& file, FlightRegister& flights,
+             const OrderRules& rules)
+    : geometry_(geometry),
       refcounts_(refcounts),
       file_(file),
       flights_(flights),

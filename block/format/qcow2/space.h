@@ -9,9 +9,9 @@
 #include <vector>
 
 #include "format/qcow2/descriptor.h"
+#include "format/qcow2/flight.h"
 #include "format/qcow2/header.h"
 #include "format/qcow2/hole_map.h"
-#include "format/qcow2/flight.h"
 #include "format/qcow2/refcounts.h"
 #include "format/qcow2/run_set.h"
 #include "vise/child.h"
@@ -29,8 +29,8 @@ struct OrderRules {
 
 class Space {
  public:
-  Space(const Header& header, const Geometry& geometry, Refcounts& refcounts, Child& file,
-        FlightRegister& flights, const OrderRules& rules);
+  Space(const Geometry& geometry, Refcounts& refcounts, Child& file, FlightRegister& flights,
+        const OrderRules& rules);
 
   /// Up to `most` contiguous host clusters, at least one, with count 1. The caller holds the turn
   /// (util/request_order.h), or nobody else allocates.
@@ -93,7 +93,6 @@ class Space {
   void abandon_cluster(std::uint64_t cluster);
   Task<void> give_back(const Freed& freed);
 
-  const Header& header_;
   const Geometry& geometry_;
   Refcounts& refcounts_;
   Child& file_;
