@@ -35,8 +35,8 @@ class Rot13 final : public Filter {
     co_await Filter::write(offset, ConstIoVec(rotated.span()), flags);
   }
 
-  Task<std::optional<EncodedExtent>> read_encoded(GuestOffset) override {
-    co_return std::nullopt;  // as above
+  Task<EncodedRun> read_encoded(GuestRange) override {
+    co_return EncodedRun();  // as above
   }
 
  private:
