@@ -18,7 +18,7 @@ namespace {
 
 constexpr std::size_t smallest = 4096;
 constexpr std::size_t largest = 4u << 20;      // bigger buffers are not kept
-constexpr std::size_t keep_bytes = 16u << 20;  // per thread
+constexpr std::size_t keep_bytes = 32u << 20;  // per thread; what a bulk copy has in flight
 constexpr std::size_t classes = std::bit_width(largest / smallest);
 
 // Powers of two, so that a freed buffer fits the next request of about its size. Exact under

@@ -78,20 +78,22 @@ Task<Qcow2::Run> Qcow2::find_run(GuestRange range) {
 }
 
 Task<Extent> Qcow2::map(GuestRange range, MapMode) {
-  Run run = co_await find_run(range);
   Extent extent;
+  const Descriptor first = co_await mapping_.get(geometry_.cluster_of(range.start));
+  if (first.compressed) {
+    // One cluster at a time, so that each extent has one place and length.
+    extent.kind = Extent::Kind::compressed;
+    extent.length = std::min(
+        range.length, geometry_.cluster_size - geometry_.offset_in_cluster(range.start.bytes()));
+    extent.host = first.host;
+    extent.stored_length = first.stored_length;
+    co_return extent;
+  }
+  const Run run = co_await find_run(range);
   extent.kind = run.kind;
   extent.length = run.length;
   extent.host = run.host;
   if (run.host) extent.node = &data().node();
-  if (run.kind == Extent::Kind::compressed) {
-    // One cluster at a time, so that each extent has one place and length.
-    const Descriptor& first = run.compressed.front();
-    extent.length = std::min(
-        run.length, geometry_.cluster_size - geometry_.offset_in_cluster(range.start.bytes()));
-    extent.host = first.host;
-    extent.stored_length = first.stored_length;
-  }
   co_return extent;
 }
 
