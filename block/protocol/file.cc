@@ -8,10 +8,7 @@
 #include <cerrno>
 #include <utility>
 
-#include "util/io_engine.h"
-#include "vise/context.h"
 #include "vise/error.h"
-#include "vise/graph.h"
 
 namespace vise {
 
@@ -24,8 +21,8 @@ FileDescriptor::~FileDescriptor() {
   if (fd_ >= 0) ::close(fd_);
 }
 
-FileDriver::FileDriver(FileOptions options, IoEngine& engine, Node* node)
-    : options_(std::move(options)), engine_(engine), node_(node) {}
+FileDriver::FileDriver(FileOptions options, IoEngine& engine, IoEngine& write_engine, Node* node)
+    : options_(std::move(options)), engine_(engine), write_engine_(write_engine), node_(node) {}
 
 Limits FileDriver::limits() const {
   return {.request_alignment = alignment_.request,
@@ -48,8 +45,7 @@ Task<Extent> FileDriver::map(GuestRange range, MapMode mode) {
 }
 
 Task<void> FileDriver::read(GuestOffset offset, IoVec data) {
-  const auto source = options_.direct ? IoEngine::Source::device : IoEngine::Source::page_cache;
-  const std::uint64_t length = co_await engine_.read(fd_.get(), data, offset.bytes(), source);
+  const std::uint64_t length = co_await engine_.read(fd_.get(), data, offset.bytes(), medium());
   // The rest of the last aligned block, and what another process may have cut off.
   if (length < data.size()) data.slice(length).fill(std::byte{0});
 }
@@ -70,11 +66,8 @@ Task<void> FileDriver::write(GuestOffset offset, ConstIoVec data, WriteFlags) {
       }
     }
   } finish{*this, range};
-  // io_uring hands buffered writes of one file to a single kernel worker, which copies them at a
-  // fraction of the speed that several threads reach.
-  const bool buffered = node_ != nullptr && !options_.direct;
-  IoEngine& engine = buffered ? node_->graph().context().io_threads() : engine_;
-  co_await engine.write(fd_.get(), data, offset.bytes());
+  co_await write_engine_.write(fd_.get(), data, offset.bytes(), IoEngine::Durability::cached,
+                               medium());
   finish.failed = false;
 }
 

@@ -15,11 +15,10 @@
 
 #include "protocol/file_extents.h"
 #include "protocol/file_lock.h"
+#include "util/io_engine.h"
 #include "vise/driver.h"
 
 namespace vise {
-
-class IoEngine;
 
 /// A file descriptor that closes itself.
 class FileDescriptor {
@@ -49,9 +48,11 @@ struct FileOptions {
 
 class FileDriver final : public Driver {
  public:
-  /// Opens the file. `engine` does the I/O and must outlive the driver; `node` is named in what
-  /// map() gives, and may be null. Throws Error that names the file.
-  static std::unique_ptr<FileDriver> open(FileOptions options, IoEngine& engine, Node* node);
+  /// Opens the file. `engine` does the I/O, or `buffered_writes`, if given, those writes that go to
+  /// the page cache; both must outlive the driver. `node` is named in what map() gives, and may be
+  /// null. Throws Error that names the file.
+  static std::unique_ptr<FileDriver> open(FileOptions options, IoEngine& engine, Node* node,
+                                          IoEngine* buffered_writes = nullptr);
   FileDriver(const FileDriver&) = delete;
 
   bool read_only() const { return options_.read_only; }
@@ -76,7 +77,11 @@ class FileDriver final : public Driver {
     std::uint32_t memory = 1;
   };
 
-  FileDriver(FileOptions options, IoEngine& engine, Node* node);
+  FileDriver(FileOptions options, IoEngine& engine, IoEngine& write_engine, Node* node);
+
+  IoEngine::Medium medium() const {
+    return options_.direct ? IoEngine::Medium::device : IoEngine::Medium::page_cache;
+  }
 
   // file_open.cc
   FileDescriptor open_descriptor(int flags) const;
@@ -96,6 +101,7 @@ class FileDriver final : public Driver {
 
   FileOptions options_;
   IoEngine& engine_;
+  IoEngine& write_engine_;
   Node* node_;
   FileDescriptor fd_;
   std::optional<FileLocks> locks_;  // absent: no locking

@@ -66,12 +66,12 @@ struct IoEngine::Awaiter {
 
 // Gives the bytes done, which are fewer than asked for at the end of the file; or a negative errno.
 Task<std::int64_t> IoEngine::transfer(Operation operation, int fd, ConstIoVec data,
-                                      std::uint64_t offset, Durability durability) {
+                                      std::uint64_t offset, Durability durability, Medium medium) {
   Vectors vectors;
   std::uint64_t done = 0;
   while (done < data.size()) {
     vectors.assign(data.slice(done, std::min(data.size() - done, most_per_call)));
-    Request request{.operation = operation, .durability = durability, .fd = fd};
+    Request request{.operation = operation, .durability = durability, .medium = medium, .fd = fd};
     request.vectors = vectors.data();
     request.vector_count = vectors.count();
     request.offset = offset + done;
@@ -115,17 +115,19 @@ std::uint64_t IoEngine::read_cached(int fd, const IoVec& data, std::uint64_t off
   return 0;
 }
 
-Task<std::uint64_t> IoEngine::read(int fd, IoVec data, std::uint64_t offset, Source source) {
-  const std::uint64_t cached = source == Source::page_cache ? read_cached(fd, data, offset) : 0;
+Task<std::uint64_t> IoEngine::read(int fd, IoVec data, std::uint64_t offset, Medium medium) {
+  const std::uint64_t cached = medium == Medium::page_cache ? read_cached(fd, data, offset) : 0;
   if (cached == data.size()) co_return cached;
   const std::int64_t result = co_await transfer(Operation::read, fd, data.slice(cached),
-                                                offset + cached, Durability::cached);
+                                                offset + cached, Durability::cached, medium);
   if (result < 0) throw Error::system_error(static_cast<int>(-result));
   co_return cached + static_cast<std::uint64_t>(result);
 }
 
-Task<void> IoEngine::write(int fd, ConstIoVec data, std::uint64_t offset, Durability durability) {
-  const std::int64_t result = co_await transfer(Operation::write, fd, data, offset, durability);
+Task<void> IoEngine::write(int fd, ConstIoVec data, std::uint64_t offset, Durability durability,
+                           Medium medium) {
+  const std::int64_t result =
+      co_await transfer(Operation::write, fd, data, offset, durability, medium);
   if (result < 0) throw Error::system_error(static_cast<int>(-result));
   // A write of nothing that is no error: a device whose end was reached.
   if (static_cast<std::uint64_t>(result) < data.size()) throw Error::system_error(ENOSPC);

@@ -23,8 +23,8 @@ namespace vise {
 class IoEngine {
  public:
   enum class Durability { cached, data_sync };
-  /// Whether data may be in the page cache, where it is had without waiting: not with O_DIRECT.
-  enum class Source { device, page_cache };
+  /// Where data goes to and comes from: the device, with O_DIRECT, or the page cache.
+  enum class Medium { device, page_cache };
 
   virtual ~IoEngine() = default;
 
@@ -32,13 +32,14 @@ class IoEngine {
   virtual std::string_view name() const = 0;
 
   /// Fills `data`; returns how many bytes there were, less than data.size() only at the end of the
-  /// file.
+  /// file. Small reads from the page cache are had without waiting.
   Task<std::uint64_t> read(int fd, IoVec data, std::uint64_t offset,
-                           Source source = Source::device);
+                           Medium medium = Medium::device);
 
-  /// Writes all of `data`, with data_sync as if followed by sync().
+  /// Writes all of `data`, with data_sync as if followed by sync(). Threads write to the page cache
+  /// one request per descriptor at a time.
   Task<void> write(int fd, ConstIoVec data, std::uint64_t offset,
-                   Durability durability = Durability::cached);
+                   Durability durability = Durability::cached, Medium medium = Medium::device);
 
   /// fdatasync(2).
   Task<void> sync(int fd);
@@ -57,6 +58,7 @@ class IoEngine {
   struct Request {
     Operation operation;
     Durability durability = Durability::cached;
+    Medium medium = Medium::device;
     int fd = -1;
     int mode = 0;                    // of allocate
     const iovec* vectors = nullptr;  // of read and write
@@ -78,7 +80,7 @@ class IoEngine {
  private:
   struct Awaiter;
   Task<std::int64_t> transfer(Operation operation, int fd, ConstIoVec data, std::uint64_t offset,
-                              Durability durability);
+                              Durability durability, Medium medium);
   std::uint64_t read_cached(int fd, const IoVec& data, std::uint64_t offset);
 
   unsigned cached_reads_ = 0;  // in a row

@@ -8,9 +8,11 @@
 #include <cassert>
 #include <cerrno>
 #include <condition_variable>
+#include <deque>
 #include <mutex>
 #include <system_error>
 #include <thread>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -44,6 +46,13 @@ class IoThreads final : public IoEngine {
     bool grow = false;
     {
       std::lock_guard<std::mutex> guard(mutex_);
+      if (one_at_a_time(request)) {
+        const auto [writer, first] = writers_.try_emplace(request.fd);
+        if (!first) {
+          writer->second.push_back(&request);
+          return;
+        }
+      }
       *queue_end_ = &request;
       queue_end_ = &request.next;
       ++queued_;
@@ -77,11 +86,34 @@ class IoThreads final : public IoEngine {
       queue_ = std::exchange(request->next, nullptr);
       if (queue_ == nullptr) queue_end_ = &queue_;
       --queued_;
-      lock.unlock();
-      request->result = perform(*request);
-      finish(*request);
-      lock.lock();
+      while (request != nullptr) {
+        lock.unlock();
+        const bool writer = one_at_a_time(*request);
+        const int fd = request->fd;
+        request->result = perform(*request);
+        finish(*request);  // which ends its life
+        lock.lock();
+        request = writer ? next_write(fd) : nullptr;
+      }
     }
+  }
+
+  // File systems let one buffered write at a time into a file. More threads would only spin on its
+  // lock, and take the processors from those who have work to do.
+  static bool one_at_a_time(const Request& request) {
+    return request.operation == Operation::write && request.medium == Medium::page_cache;
+  }
+
+  // Call with mutex_ held, by the thread whose write to `fd` has ended.
+  Request* next_write(int fd) {
+    const auto writer = writers_.find(fd);
+    if (writer->second.empty()) {
+      writers_.erase(writer);
+      return nullptr;
+    }
+    Request* const next = writer->second.front();
+    writer->second.pop_front();
+    return next;
   }
 
   static std::int64_t perform(const Request& request) noexcept {
@@ -137,13 +169,15 @@ class IoThreads final : public IoEngine {
   std::size_t in_flight_ = 0;
   std::vector<std::thread> threads_;
 
-  std::mutex mutex_;  // guards the next six
+  std::mutex mutex_;  // guards the next seven
   std::condition_variable work_;
   Request* queue_ = nullptr;
   Request** queue_end_ = &queue_;
   std::size_t queued_ = 0;
   std::size_t idle_ = 0;
   bool stop_ = false;
+  // The descriptors that a thread is writing to, with the writes that wait for it.
+  std::unordered_map<int, std::deque<Request*>> writers_;
 
   std::mutex done_mutex_;  // guards the next two
   Request* done_ = nullptr;

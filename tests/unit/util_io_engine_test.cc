@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -80,11 +81,11 @@ TEST_P(IoEngineTest, MoreSegmentsThanOneSystemCallTakesAreTransferredWhole) {
 TEST_P(IoEngineTest, AReadBeyondTheEndOfTheFileIsShort) {
   const auto written = random_bytes(1000, 3);
   loop_.run(engine().write(fd_, std::span(written), 0));
-  for (const auto source : {IoEngine::Source::device, IoEngine::Source::page_cache}) {
+  for (const auto medium : {IoEngine::Medium::device, IoEngine::Medium::page_cache}) {
     std::vector<std::byte> read(4096);
-    EXPECT_EQ(loop_.run(engine().read(fd_, std::span(read), 600, source)), 400u);
+    EXPECT_EQ(loop_.run(engine().read(fd_, std::span(read), 600, medium)), 400u);
     EXPECT_TRUE(std::equal(read.begin(), read.begin() + 400, written.begin() + 600));
-    EXPECT_EQ(loop_.run(engine().read(fd_, std::span(read), 5000, source)), 0u);
+    EXPECT_EQ(loop_.run(engine().read(fd_, std::span(read), 5000, medium)), 0u);
   }
 }
 
@@ -94,7 +95,7 @@ Task<void> read_everywhere(IoEngine& engine, int fd, std::span<const std::byte> 
     const std::size_t offset = random() % expected.size();
     std::vector<std::byte> data(std::min<std::size_t>(random() % 5000, expected.size() - offset));
     const std::uint64_t length =
-        co_await engine.read(fd, std::span(data), offset, IoEngine::Source::page_cache);
+        co_await engine.read(fd, std::span(data), offset, IoEngine::Medium::page_cache);
     EXPECT_EQ(length, data.size());
     EXPECT_TRUE(std::equal(data.begin(), data.end(), expected.begin() + offset));
   }
@@ -115,7 +116,7 @@ Task<void> read_until(IoEngine& engine, int fd, const bool& stop) {
   std::vector<std::byte> data(512);
   while (!stop) {
     const std::uint64_t length =
-        co_await engine.read(fd, std::span(data), 0, IoEngine::Source::page_cache);
+        co_await engine.read(fd, std::span(data), 0, IoEngine::Medium::page_cache);
     EXPECT_EQ(length, data.size());
   }
 }
@@ -196,6 +197,37 @@ Task<void> many_at_once(IoEngine& engine, int fd) {
 
 TEST_P(IoEngineTest, MoreRequestsThanTheEngineTakesAtOnceAllComplete) {
   loop_.run(many_at_once(engine(), fd_));
+}
+
+Task<void> fill(IoEngine& engine, int fd, std::byte value) {
+  const std::vector<std::byte> data(256 << 10, value);
+  co_await engine.write(fd, std::span(data), 0, IoEngine::Durability::cached,
+                        IoEngine::Medium::page_cache);
+}
+
+Task<void> fill_both(IoEngine& engine, int one, int other) {
+  TaskScope scope;
+  for (int value = 0; value < 100; ++value) {
+    scope.spawn(fill(engine, one, std::byte(value)));
+    scope.spawn(fill(engine, other, std::byte(value + 100)));
+  }
+  co_await scope.join();
+}
+
+// Threads let one write at a time into a file, in the order they came.
+TEST(IoThreads, BufferedWritesToOneFileHappenInOrder) {
+  EventLoop loop;
+  const auto engine = make_io_threads(loop);
+  const int one = memfd_create("one", MFD_CLOEXEC);
+  const int other = memfd_create("other", MFD_CLOEXEC);
+  loop.run(fill_both(*engine, one, other));
+  std::vector<std::byte> read(256 << 10);
+  ASSERT_EQ(pread(one, read.data(), read.size(), 0), 256 << 10);
+  EXPECT_EQ(std::count(read.begin(), read.end(), std::byte(99)), 256 << 10);
+  ASSERT_EQ(pread(other, read.data(), read.size(), 0), 256 << 10);
+  EXPECT_EQ(std::count(read.begin(), read.end(), std::byte(199)), 256 << 10);
+  close(one);
+  close(other);
 }
 
 }  // namespace
