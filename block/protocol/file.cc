@@ -12,15 +12,6 @@
 
 namespace vise {
 
-FileDescriptor& FileDescriptor::operator=(FileDescriptor&& other) noexcept {
-  std::swap(fd_, other.fd_);
-  return *this;
-}
-
-FileDescriptor::~FileDescriptor() {
-  if (fd_ >= 0) ::close(fd_);
-}
-
 FileDriver::FileDriver(FileOptions options, IoEngine& engine, IoEngine& write_engine, Node* node)
     : options_(std::move(options)), engine_(engine), write_engine_(write_engine), node_(node) {}
 

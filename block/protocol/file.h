@@ -15,25 +15,11 @@
 
 #include "protocol/file_extents.h"
 #include "protocol/file_lock.h"
+#include "util/file_descriptor.h"
 #include "util/io_engine.h"
 #include "vise/driver.h"
 
 namespace vise {
-
-/// A file descriptor that closes itself.
-class FileDescriptor {
- public:
-  FileDescriptor() = default;
-  explicit FileDescriptor(int fd) : fd_(fd) {}
-  FileDescriptor(FileDescriptor&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
-  FileDescriptor& operator=(FileDescriptor&& other) noexcept;
-  ~FileDescriptor();
-  int get() const { return fd_; }
-  bool valid() const { return fd_ >= 0; }
-
- private:
-  int fd_ = -1;
-};
 
 struct FileOptions {
   std::string path;
