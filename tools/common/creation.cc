@@ -195,6 +195,11 @@ std::string formatting_line(const CreationTypes& types, const std::string& filen
 
 namespace {
 
+std::string path_in(const Value::Dict& protocol, const std::string& otherwise) {
+  const Value* path = protocol.find("filename");
+  return path != nullptr && path->is_string() ? path->as_string() : otherwise;
+}
+
 // The options of one of the two, with the size left out: the request says it.
 Value::Dict options_of(std::span<const CreateOption> known, const Value::Dict& options) {
   Value::Dict result;
@@ -228,11 +233,14 @@ Task<void> format_file(Graph& graph, const DriverType& format, std::string filen
 
 }  // namespace
 
+std::string file_path(const std::string& filename, DriverTable& drivers) {
+  return path_in(protocol_options(filename, drivers), filename);
+}
+
 Task<void> create_image(Graph& graph, CreationTypes types, std::string filename, std::uint64_t size,
                         Value::Dict options) {
   Value::Dict protocol = protocol_options(filename, graph.context().drivers());
-  const Value* path_value = protocol.find("filename");
-  const std::string path = path_value != nullptr ? path_value->as_string() : filename;
+  const std::string path = path_in(protocol, filename);
   if (types.format->kind == DriverKind::protocol) {
     CreateRequest request{graph, path, size, options_of(types.format->create_options, options),
                           nullptr};

@@ -42,6 +42,9 @@ std::string creation_help(const CreationTypes& types, bool with_filename);
 std::string formatting_line(const CreationTypes& types, const std::string& filename,
                             const Value::Dict& options);
 
+/// The path of the file that `filename` names, with or without a protocol in front.
+std::string file_path(const std::string& filename, DriverTable& drivers);
+
 /// Makes the image. Nothing of an existing file is changed before the format has accepted all
 /// options; a file that did not exist before is removed if the creation fails.
 Task<void> create_image(Graph& graph, CreationTypes types, std::string filename, std::uint64_t size,

@@ -1,7 +1,6 @@
 #include "tools/common/progress.h"
 
 #include <fmt/format.h>
-#include <sys/signalfd.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -14,13 +13,6 @@ namespace vise::tools {
 
 namespace {
 
-sigset_t progress_signal() {
-  sigset_t set;
-  sigemptyset(&set);
-  sigaddset(&set, SIGUSR1);
-  return set;
-}
-
 std::string duration_text(double seconds) {
   const auto total = static_cast<std::uint64_t>(seconds + 0.5);
   if (total >= 3600) {
@@ -32,7 +24,9 @@ std::string duration_text(double seconds) {
 }  // namespace
 
 void block_progress_signal() {
-  const sigset_t set = progress_signal();
+  sigset_t set;
+  sigemptyset(&set);
+  sigaddset(&set, SIGUSR1);
   pthread_sigmask(SIG_BLOCK, &set, nullptr);
 }
 
@@ -41,29 +35,22 @@ Progress::Progress(Options options) : options_(std::move(options)) {
   if (!options_.now) options_.now = [] { return Clock::now(); };
   shows_ = options_.show && !options_.quiet;
   terminal_ = options_.terminal < 0 ? isatty(fileno(options_.out)) == 1 : options_.terminal > 0;
+}
+
+void Progress::start() {
   start_ = options_.now();
   shown_at_ = start_;
-  if (!options_.show) {
-    const sigset_t set = progress_signal();
-    signal_fd_ = signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC);
-  }
   if (shows_) show(0, 0);
 }
 
-Progress::~Progress() {
-  if (signal_fd_ >= 0) close(signal_fd_);
-}
-
-bool Progress::signalled() {
-  if (signal_fd_ < 0) return false;
-  signalfd_siginfo information;
-  return read(signal_fd_, &information, sizeof information) == sizeof information;
+void Progress::report() const {
+  if (!options_.show || options_.quiet) fmt::print(stderr, "    ({:.2f}/100%)\n", percent_);
 }
 
 void Progress::set(double fraction, std::uint64_t bytes) {
   const double percent = std::clamp(fraction, 0.0, 1.0) * 100;
+  percent_ = percent;
   bytes_ = bytes;
-  if (signalled()) fmt::print(stderr, "    ({:.2f}/100%)\n", percent);
   if (!shows_) return;
   // On a terminal the rate and the time left should not stand still on large images.
   const bool stale = terminal_ && options_.now() - shown_at_ >= std::chrono::milliseconds(500);

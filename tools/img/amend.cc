@@ -6,9 +6,9 @@
 
 #include "format/formats.h"
 #include "tools/common/creation.h"
-#include "tools/common/objects.h"
+#include "tools/common/long_work.h"
 #include "tools/common/open.h"
-#include "tools/common/progress.h"
+#include "tools/common/shared_options.h"
 #include "tools/common/snapshots.h"
 #include "tools/img/command.h"
 #include "util/keyval.h"
@@ -21,22 +21,20 @@ namespace {
 
 constexpr OptionSpec options[] = {
     {'o', "options", "OPTIONS", "what is to change, key=value,…; 'help' lists it"},
-    {'f', "format", "FORMAT", "the image's format; else it is found out"},
-    {key::image_opts, "image-opts", nullptr, "FILE is an option string, key=value,…"},
-    {'t', "cache", "CACHE", "cache mode; writeback if not given"},
+    shared::format,
+    shared::image_opts,
+    shared::cache,
     {key::force, "force", nullptr, "accepted, no effect: it is for keys of encrypted images"},
-    {'p', "progress", nullptr, "show progress"},
-    {'q', "quiet", nullptr, "print nothing but errors"},
-    {key::object, "object", "OBJECT", "an object that nodes refer to: TYPE,id=ID,…"},
-    {'h', "help", nullptr, "this help"},
+    shared::progress,
+    shared::quiet,
+    shared::object,
+    shared::help,
 };
 
 struct Request {
   ImageArguments image;
   std::vector<std::string> option_lists;
   bool help = false;
-  bool show_progress = false;
-  bool quiet = false;
 };
 
 [[noreturn]] void fail_format(std::string_view format) {
@@ -59,7 +57,7 @@ void print_help(std::string_view format, std::span<const CreateOption> known) {
   print(fmt::format("Amend options for '{}':{}", format, text));
 }
 
-Task<int> amend(ImageSession& session, const Request& request) {
+Task<int> amend(ImageSession& session, const Request& request, LongWork& work) {
   Child* root = co_await session.open(request.image);
   Node& node = root->node();
   auto* driver = find_interface<Amendable>(node);
@@ -71,12 +69,13 @@ Task<int> amend(ImageSession& session, const Request& request) {
   const DriverType type = amended_type(node.type().name, driver->amend_options());
   CreationTypes types;
   types.format = &type;
-  Progress progress({.show = request.show_progress, .quiet = request.quiet});
+  Progress& progress = work.progress();
+  progress.start();
   AmendRequest amendment;
   amendment.options = parse_creation_options(types, request.option_lists);
   amendment.on_progress = [&progress](double fraction) { progress.set(fraction); };
-  const auto work = [&] { return driver->amend(std::move(amendment)); };
-  co_await while_drained(node, work).context("Could not amend the image");
+  const auto change = [&] { return driver->amend(std::move(amendment)); };
+  co_await while_drained(node, change).context("Could not amend the image");
   co_await session.close(root);
   progress.complete();
   progress.end();
@@ -103,12 +102,8 @@ int run(const Program& program, const Arguments& arguments) {
   request.image.image_opts = arguments.has(key::image_opts);
   request.image.read_only = request.help;
   request.image.discard_unmap = true;
-  request.image.cache = parse_cache_mode(arguments.value_or('t', "writeback"));
-  request.quiet = arguments.has('q');
-  request.show_progress = arguments.has('p') && !request.quiet;
-  ImageSession session(program);
-  if (!add_objects(arguments, session.context().objects())) return 0;
-  return session.run(amend(session, request));
+  request.image.cache = cache_argument(arguments, 't');
+  return run_long_session(program, arguments, LongWork::OnInterrupt::die, amend, request);
 }
 
 }  // namespace

@@ -6,8 +6,8 @@
 #include <utility>
 
 #include "graph/bitmaps.h"
-#include "tools/common/objects.h"
 #include "tools/common/open.h"
+#include "tools/common/shared_options.h"
 #include "tools/img/command.h"
 #include "vise/child.h"
 #include "vise/error.h"
@@ -25,10 +25,10 @@ constexpr OptionSpec options[] = {
     {'g', "granularity", "SIZE", "bytes per bit, for --add"},
     {'b', "source-file", "FILE", "where SOURCE is, for --merge; else in the same image"},
     {'F', "source-format", "FORMAT", "the format of that file; else it is found out"},
-    {'f', "format", "FORMAT", "the image's format; else it is found out"},
-    {key::image_opts, "image-opts", nullptr, "FILE is an option string, key=value,…"},
-    {key::object, "object", "OBJECT", "an object that nodes refer to: TYPE,id=ID,…"},
-    {'h', "help", nullptr, "this help"},
+    shared::format,
+    shared::image_opts,
+    shared::object,
+    shared::help,
 };
 
 struct Action {
@@ -103,9 +103,7 @@ Task<int> bitmap(ImageSession& session, const Request& request) {
 int run(const Program& program, const Arguments& arguments) {
   expect_operands(arguments, 2, 2, "the names of an image file and a bitmap");
   Request request;
-  request.image.filename = arguments.operands[0];
-  request.image.format = arguments.value_or('f', "");
-  request.image.image_opts = arguments.has(key::image_opts);
+  request.image = image_argument(arguments);
   request.image.read_only = false;
   request.image.open_backing = false;
   request.bitmap = arguments.operands[1];
@@ -134,9 +132,7 @@ int run(const Program& program, const Arguments& arguments) {
     source.open_backing = false;
     request.source = std::move(source);
   }
-  ImageSession session(program);
-  if (!add_objects(arguments, session.context().objects())) return 0;
-  return session.run(bitmap(session, request));
+  return run_session(program, arguments, bitmap, request);
 }
 
 }  // namespace

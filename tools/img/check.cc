@@ -8,8 +8,8 @@
 
 #include "qapi/qapi-types.h"
 #include "tools/common/key_order.h"
-#include "tools/common/objects.h"
 #include "tools/common/open.h"
+#include "tools/common/shared_options.h"
 #include "tools/img/command.h"
 #include "util/json.h"
 #include "vise/child.h"
@@ -21,14 +21,14 @@ namespace {
 
 constexpr OptionSpec options[] = {
     {'r', "repair", "leaks|all", "repair what is found: leaked clusters only, or everything"},
-    {key::output, "output", "human|json", "how to print"},
-    {'f', "format", "FORMAT", "the image's format; else it is found out"},
-    {key::image_opts, "image-opts", nullptr, "FILE is an option string, key=value,…"},
-    {'T', "cache", "CACHE", "cache mode; writeback if not given"},
-    {'U', "force-share", nullptr, "others may write the image meanwhile"},
+    shared::output,
+    shared::format,
+    shared::image_opts,
+    shared::source_cache,
+    shared::force_share,
     {'q', "quiet", nullptr, "print nothing but findings and errors"},
-    {key::object, "object", "OBJECT", "an object that nodes refer to: TYPE,id=ID,…"},
-    {'h', "help", nullptr, "this help"},
+    shared::object,
+    shared::help,
 };
 
 enum ExitCode { consistent = 0, failed = 1, corrupt = 2, leaking = 3, unsupported = 63 };
@@ -134,11 +134,8 @@ Task<int> check(ImageSession& session, const Request& request) {
 int run(const Program& program, const Arguments& arguments) {
   expect_operands(arguments, 1, 1, "an image file name");
   Request request;
-  request.image.filename = arguments.operands[0];
-  request.image.format = arguments.value_or('f', "");
-  request.image.image_opts = arguments.has(key::image_opts);
-  request.image.force_share = arguments.has('U');
-  request.image.cache = parse_cache_mode(arguments.value_or('T', "writeback"));
+  request.image = image_argument(arguments);
+  request.image.cache = cache_argument(arguments, 'T');
   request.image.purpose = OpenPurpose::check;
   request.output = output_format(arguments);
   request.quiet = arguments.has('q');
@@ -152,9 +149,7 @@ int run(const Program& program, const Arguments& arguments) {
       throw Error(EINVAL, "-U (--force-share) cannot be used when repairing");
     }
   }
-  ImageSession session(program);
-  if (!add_objects(arguments, session.context().objects())) return 0;
-  return session.run(check(session, request));
+  return run_session(program, arguments, check, request);
 }
 
 }  // namespace

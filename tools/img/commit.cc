@@ -7,9 +7,9 @@
 #include <utility>
 
 #include "copy/copy.h"
-#include "tools/common/objects.h"
+#include "tools/common/long_work.h"
 #include "tools/common/open.h"
-#include "tools/common/progress.h"
+#include "tools/common/shared_options.h"
 #include "tools/common/snapshots.h"
 #include "tools/img/chain.h"
 #include "tools/img/command.h"
@@ -23,14 +23,14 @@ namespace {
 constexpr OptionSpec options[] = {
     {'b', "base", "FILE", "the image of the chain to commit to; so -d is implied"},
     {'d', "drop", nullptr, "leave FILE as it is: it will be thrown away"},
-    {'r', "rate", "RATE", "at most so many bytes per second"},
-    {'t', "cache", "CACHE", "cache mode; writeback if not given"},
-    {'f', "format", "FORMAT", "the image's format; else it is found out"},
-    {key::image_opts, "image-opts", nullptr, "FILE is an option string, key=value,…"},
-    {'p', "progress", nullptr, "show progress"},
-    {'q', "quiet", nullptr, "print nothing but errors"},
-    {key::object, "object", "OBJECT", "an object that nodes refer to: TYPE,id=ID,…"},
-    {'h', "help", nullptr, "this help"},
+    shared::rate,
+    shared::cache,
+    shared::format,
+    shared::image_opts,
+    shared::progress,
+    shared::quiet,
+    shared::object,
+    shared::help,
 };
 
 struct Request {
@@ -38,7 +38,6 @@ struct Request {
   std::optional<std::string> base;
   std::uint64_t rate = 0;  // bytes per second, 0: no limit
   bool drop = false;
-  bool show_progress = false;
   bool quiet = false;
 };
 
@@ -56,7 +55,7 @@ Node& find_base(Node& top, const Request& request) {
 
 // Writes to the base what the images above it hold. The base is writable meanwhile.
 Task<void> copy_down(ImageSession& session, Child& top, Node& base, const Request& request,
-                     Progress& progress) {
+                     LongWork& work) {
   const Permissions wanted{
       PermissionSet(Permission::consistent_read) | Permission::write | Permission::resize,
       Permissions::all()};
@@ -65,18 +64,14 @@ Task<void> copy_down(ImageSession& session, Child& top, Node& base, const Reques
   std::exception_ptr failure;
   try {
     if (target->size() < top.size()) co_await target->truncate(top.size());
-    CopyControl control;
-    control.set_rate(request.rate);
+    work.control().set_rate(request.rate);
     CopyRequest copying;
     copying.sources.push_back(&top);
     copying.base = &base;
     copying.target = target.get();
     copying.options.fua = request.image.cache.writethrough;
-    copying.control = &control;
-    copying.on_progress = [&progress](const CopyProgress& state) {
-      const auto total = static_cast<double>(std::max<std::uint64_t>(1, state.total));
-      progress.set(static_cast<double>(state.done) / total, state.data_moved);
-    };
+    copying.control = &work.control();
+    copying.on_progress = [&work](const CopyProgress& state) { work.show(state); };
     co_await copy(std::move(copying));
     co_await target->flush();
   } catch (...) {
@@ -95,15 +90,16 @@ Task<void> empty(Node& top) {
   co_await while_drained(top, work).context("Could not empty the image");
 }
 
-Task<int> commit(ImageSession& session, const Request& request) {
+Task<int> commit(ImageSession& session, const Request& request, LongWork& work) {
   Child* root = co_await session.open(request.image);
   Node& base = find_base(root->node(), request);
   const std::shared_ptr<Node> held = base.shared_from_this();
-  Progress progress({.show = request.show_progress, .quiet = request.quiet});
+  Progress& progress = work.progress();
+  progress.start();
   co_await session.graph().reopen(base, false).context("Could not open the base for writing");
   std::exception_ptr failure;
   try {
-    co_await copy_down(session, *root, base, request, progress);
+    co_await copy_down(session, *root, base, request, work);
   } catch (...) {
     failure = std::current_exception();
   }
@@ -125,20 +121,15 @@ Task<int> commit(ImageSession& session, const Request& request) {
 int run(const Program& program, const Arguments& arguments) {
   expect_operands(arguments, 1, 1, "an image file name");
   Request request;
-  request.image.filename = arguments.operands[0];
-  request.image.format = arguments.value_or('f', "");
-  request.image.image_opts = arguments.has(key::image_opts);
+  request.image = image_argument(arguments);
   request.image.read_only = false;
   request.image.discard_unmap = true;
-  request.image.cache = parse_cache_mode(arguments.value_or('t', "writeback"));
+  request.image.cache = cache_argument(arguments, 't');
   if (const std::string* name = arguments.last('b')) request.base = *name;
   if (const std::string* text = arguments.last('r')) request.rate = size_argument(*text, "rate");
   request.drop = arguments.has('d') || request.base;
   request.quiet = arguments.has('q');
-  request.show_progress = arguments.has('p') && !request.quiet;
-  ImageSession session(program);
-  if (!add_objects(arguments, session.context().objects())) return 0;
-  return session.run(commit(session, request));
+  return run_long_session(program, arguments, LongWork::OnInterrupt::stop, commit, request);
 }
 
 }  // namespace

@@ -6,9 +6,9 @@
 #include <cstring>
 #include <utility>
 
-#include "tools/common/objects.h"
+#include "tools/common/long_work.h"
 #include "tools/common/open.h"
-#include "tools/common/progress.h"
+#include "tools/common/shared_options.h"
 #include "tools/img/command.h"
 #include "vise/buffer.h"
 #include "vise/child.h"
@@ -25,13 +25,13 @@ constexpr OptionSpec options[] = {
     {'F', "b-format", "FORMAT", "format of the second image; else it is found out"},
     {key::right_format, "right-format", "FORMAT", "the same"},
     {'s', "strict", nullptr, "sizes and allocation must agree, too"},
-    {'T', "cache", "CACHE", "cache mode; writeback if not given"},
+    shared::source_cache,
     {'U', "force-share", nullptr, "others may write the images meanwhile"},
     {key::image_opts, "image-opts", nullptr, "both names are option strings, key=value,…"},
-    {'p', "progress", nullptr, "show progress"},
-    {'q', "quiet", nullptr, "print nothing but errors"},
-    {key::object, "object", "OBJECT", "an object that nodes refer to: TYPE,id=ID,…"},
-    {'h', "help", nullptr, "this help"},
+    shared::progress,
+    shared::quiet,
+    shared::object,
+    shared::help,
 };
 
 enum ExitCode { same = 0, different = 1, failed = 2, status_failed = 3, read_failed = 4 };
@@ -39,7 +39,6 @@ enum ExitCode { same = 0, different = 1, failed = 2, status_failed = 3, read_fai
 struct Request {
   ImageArguments a, b;
   bool strict = false;
-  bool show_progress = false;
   bool quiet = false;
 };
 
@@ -212,10 +211,11 @@ Task<Verdict> Comparison::run() {
   co_return verdict;
 }
 
-Task<int> compare(ImageSession& session, const Request& request) {
+Task<int> compare(ImageSession& session, const Request& request, LongWork& work) {
   Child* a = co_await session.open(request.a);
   Child* b = co_await session.open(request.b);
-  Progress progress({.show = request.show_progress, .quiet = request.quiet});
+  Progress& progress = work.progress();
+  progress.start();
   Comparison comparison(*a, *b, request.strict, progress);
   Verdict verdict;
   try {
@@ -243,11 +243,10 @@ Request read_request(const Arguments& arguments) {
   for (ImageArguments* image : {&request.a, &request.b}) {
     image->image_opts = arguments.has(key::image_opts);
     image->force_share = arguments.has('U');
-    image->cache = parse_cache_mode(arguments.value_or('T', "writeback"));
+    image->cache = cache_argument(arguments, 'T');
   }
   request.strict = arguments.has('s');
   request.quiet = arguments.has('q');
-  request.show_progress = arguments.has('p') && !request.quiet;
   return request;
 }
 
@@ -256,9 +255,7 @@ int run(const Program& program, const Arguments& arguments) {
   expect_operands(arguments, 2, 2, "two image file names");
   try {
     const Request request = read_request(arguments);
-    ImageSession session(program);
-    if (!add_objects(arguments, session.context().objects())) return 0;
-    return session.run(compare(session, request));
+    return run_long_session(program, arguments, LongWork::OnInterrupt::die, compare, request);
   } catch (const Error& error) {
     print_error(program, error);
     return failed;

@@ -1,5 +1,6 @@
 // vise-img convert.
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -10,9 +11,9 @@
 #include "copy/copy.h"
 #include "graph/file_names.h"
 #include "tools/common/creation.h"
-#include "tools/common/objects.h"
+#include "tools/common/long_work.h"
 #include "tools/common/open.h"
-#include "tools/common/progress.h"
+#include "tools/common/shared_options.h"
 #include "tools/common/snapshots.h"
 #include "tools/img/command.h"
 #include "tools/img/convert_bitmaps.h"
@@ -43,20 +44,20 @@ constexpr OptionSpec options[] = {
      "compress clusters anew that could be copied as stored"},
     {key::verify, "verify", nullptr, "decode compressed clusters that are copied as stored"},
     {'n', "no-create", nullptr, "DST is there already"},
-    {'p', "progress", nullptr, "show progress"},
-    {'q', "quiet", nullptr, "print nothing but errors"},
+    shared::progress,
+    shared::quiet,
     {'S', "sparse-size", "SIZE", "fewest zero bytes that make a hole, 4k if not given; 0: none"},
     {'m', "parallel", "NUMBER", "requests at a time, 1 to 16; 8 if not given"},
     {'W', "oob-writes", nullptr, "allow writes out of order (no effect: never needed)"},
     {'C', "copy-range-offloading", nullptr, "let the host copy where it can (no effect)"},
-    {'r', "rate", "RATE", "at most so many bytes per second"},
+    shared::rate,
     {'U', "force-share", nullptr, "others may write the sources meanwhile"},
     {key::target_is_zero, "target-is-zero", nullptr, "DST is known to read as zeros; needs -n"},
     {key::bitmaps, "bitmaps", nullptr, "take dirty bitmaps over"},
     {key::skip_broken_bitmaps, "skip-broken-bitmaps", nullptr, "leave inconsistent bitmaps out"},
     {key::salvage, "salvage", nullptr, "take what cannot be read for zeros"},
-    {key::object, "object", "OBJECT", "an object that nodes refer to: TYPE,id=ID,…"},
-    {'h', "help", nullptr, "this help"},
+    shared::object,
+    shared::help,
 };
 
 struct Request {
@@ -71,8 +72,6 @@ struct Request {
   bool create = true;
   bool bitmaps = false;
   BrokenBitmaps broken_bitmaps = BrokenBitmaps::refuse;
-  bool show_progress = false;
-  bool quiet = false;
 };
 
 [[noreturn]] void fail(std::string_view text) { throw Error(EINVAL, text); }
@@ -139,7 +138,7 @@ Request read_request(const Arguments& arguments) {
   source.format = arguments.value_or('f', "");
   source.image_opts = arguments.has(key::image_opts) || arguments.has(key::source_image_opts);
   source.force_share = arguments.has('U');
-  source.cache = parse_cache_mode(arguments.value_or('T', "writeback"));
+  source.cache = cache_argument(arguments, 'T');
   for (std::size_t i = 0; i + 1 < arguments.operands.size(); ++i) {
     source.filename = arguments.operands[i];
     request.sources.push_back(source);
@@ -152,9 +151,7 @@ Request read_request(const Arguments& arguments) {
   request.target.read_only = false;
   request.target.cache = parse_cache_mode(arguments.value_or('t', "unsafe"));
   request.target.discard_unmap = true;
-  for (const Arguments::Option& option : arguments.options) {
-    if (option.key == 'o') request.option_lists.push_back(option.value);
-  }
+  request.option_lists = option_lists(arguments);
   if (const std::string* name = arguments.last('B')) request.backing = *name;
   if (const std::string* name = arguments.last('F')) request.backing_format = *name;
   request.create = !arguments.has('n');
@@ -172,8 +169,6 @@ Request read_request(const Arguments& arguments) {
         static_cast<unsigned>(number_argument(*text, "number of requests", 1, 16));
   }
   if (const std::string* text = arguments.last('r')) request.rate = size_argument(*text, "rate");
-  request.show_progress = arguments.has('p');
-  request.quiet = arguments.has('q');
   return request;
 }
 
@@ -212,16 +207,20 @@ const Node* base_of(const Child& source) {
   return backing != nullptr ? &backing->node() : nullptr;
 }
 
+// What was there before is lost once the target has been made, so no half of it is left.
 Task<void> make_target(ImageSession& session, const Request& request, Target target,
-                       std::uint64_t size) {
+                       std::uint64_t size, LongWork& work) {
   if (target.types.format->kind == DriverKind::format && request.copy.compressed &&
       request.output_format == "raw") {
     throw Error(ENOTSUP, "Format 'raw' knows no compression");
   }
   target.options.set("size", size);
+  const std::string path = file_path(request.target.filename, session.context().drivers());
+  if (access(path.c_str(), F_OK) != 0) work.remove_when_interrupted(path);
   co_await create_image(session.graph(), target.types, request.target.filename, size,
                         std::move(target.options))
       .context(request.target.filename);
+  work.remove_when_interrupted(path);
 }
 
 // Opened so that nobody can write the source meanwhile, least of all ourselves by making the
@@ -237,7 +236,7 @@ Task<Child*> open_source(ImageSession& session, const ImageArguments& source) {
   co_return root;
 }
 
-Task<int> convert(ImageSession& session, const Request& request) {
+Task<int> convert(ImageSession& session, const Request& request, LongWork& work) {
   std::optional<Target> target;
   if (request.create) target = plan_target(session, request);
   CopyRequest copying;
@@ -252,7 +251,7 @@ Task<int> convert(ImageSession& session, const Request& request) {
   if (request.bitmaps) check_bitmaps(source, request.broken_bitmaps);
   const bool has_backing = target && target->options.contains("backing_file");
   const bool new_file = target && target->types.protocol->name == "file";
-  if (target) co_await make_target(session, request, std::move(*target), size);
+  if (target) co_await make_target(session, request, std::move(*target), size, work);
   Child* root = co_await session.open(request.target);
   if (request.copy.compressed && !root->limits().can_compress) {
     throw Error(ENOTSUP, fmt::format("{}: Format '{}' knows no compression",
@@ -269,14 +268,11 @@ Task<int> convert(ImageSession& session, const Request& request) {
   copying.options = request.copy;
   // A new file holds nothing yet, preallocated or not; a device may hold anything.
   if (new_file && !has_backing) copying.options.target_is_zero = true;
-  Progress progress({.show = request.show_progress, .quiet = request.quiet});
-  copying.on_progress = [&progress](const CopyProgress& state) {
-    const auto total = static_cast<double>(std::max<std::uint64_t>(1, state.total));
-    progress.set(static_cast<double>(state.done) / total, state.data_moved);
-  };
-  CopyControl control;
-  control.set_rate(request.rate);
-  copying.control = &control;
+  Progress& progress = work.progress();
+  progress.start();
+  copying.on_progress = [&work](const CopyProgress& state) { work.show(state); };
+  work.control().set_rate(request.rate);
+  copying.control = &work.control();
   co_await copy(std::move(copying));
   if (request.bitmaps) copy_bitmaps(session.program(), source, root->node());
   co_await root->flush();
@@ -297,9 +293,7 @@ int run(const Program& program, const Arguments& arguments) {
     return 0;
   }
   const Request request = read_request(arguments);
-  ImageSession session(program);
-  if (!add_objects(arguments, session.context().objects())) return 0;
-  return session.run(convert(session, request));
+  return run_long_session(program, arguments, LongWork::OnInterrupt::stop, convert, request);
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 // vise-img create.
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <cerrno>
 #include <optional>
@@ -7,8 +8,9 @@
 
 #include "graph/file_names.h"
 #include "tools/common/creation.h"
-#include "tools/common/objects.h"
+#include "tools/common/long_work.h"
 #include "tools/common/open.h"
+#include "tools/common/shared_options.h"
 #include "tools/img/command.h"
 #include "util/keyval.h"
 #include "vise/error.h"
@@ -23,9 +25,9 @@ constexpr OptionSpec options[] = {
     {'b', "backing", "FILE", "the new image takes what it does not hold from FILE"},
     {'F', "backing-format", "FORMAT", "format of the backing file"},
     {'u', "backing-unsafe", nullptr, "do not open the backing file; needs SIZE"},
-    {'q', "quiet", nullptr, "print nothing but errors"},
-    {key::object, "object", "OBJECT", "an object that nodes refer to: TYPE,id=ID,…"},
-    {'h', "help", nullptr, "this help"},
+    shared::quiet,
+    shared::object,
+    shared::help,
 };
 
 struct Request {
@@ -43,9 +45,7 @@ Request read_request(const Arguments& arguments) {
   request.filename = arguments.operands[0];
   if (arguments.operands.size() > 1) request.size = arguments.operands[1];
   request.format = arguments.value_or('f', "raw");
-  for (const Arguments::Option& option : arguments.options) {
-    if (option.key == 'o') request.option_lists.push_back(option.value);
-  }
+  request.option_lists = option_lists(arguments);
   if (const std::string* name = arguments.last('b')) request.backing = *name;
   if (const std::string* name = arguments.last('F')) request.backing_format = *name;
   request.unsafe = arguments.has('u');
@@ -111,7 +111,7 @@ Task<std::uint64_t> image_size(ImageSession& session, const Request& request,
   co_return *size;
 }
 
-Task<int> create(ImageSession& session, const Request& request) {
+Task<int> create(ImageSession& session, const Request& request, LongWork& work) {
   DriverTable& drivers = session.context().drivers();
   const CreationTypes types = creation_types(drivers, request.format, request.filename);
   Value::Dict options = parse_creation_options(types, request.option_lists);
@@ -122,9 +122,15 @@ Task<int> create(ImageSession& session, const Request& request) {
   options.set("size", size);
   if (!request.quiet) print(formatting_line(types, request.filename, options));
   const std::uint64_t whole_sectors = align_up(size, 512);
+  const std::string path = file_path(request.filename, drivers);
+  if (access(path.c_str(), F_OK) != 0) work.remove_when_interrupted(path);
   co_await create_image(session.graph(), types, request.filename, whole_sectors,
                         std::move(options));
   co_return 0;
+}
+
+Task<int> named_create(ImageSession& session, const Request& request, LongWork& work) {
+  co_return co_await create(session, request, work).context(request.filename);
 }
 
 int run(const Program& program, const Arguments& arguments) {
@@ -138,9 +144,7 @@ int run(const Program& program, const Arguments& arguments) {
     return 0;
   }
   const Request request = read_request(arguments);
-  ImageSession session(program);
-  if (!add_objects(arguments, session.context().objects())) return 0;
-  return session.run(create(session, request).context(request.filename));
+  return run_long_session(program, arguments, LongWork::OnInterrupt::remove, named_create, request);
 }
 
 }  // namespace

@@ -7,8 +7,9 @@
 #include <utility>
 
 #include "tools/common/creation.h"
-#include "tools/common/objects.h"
+#include "tools/common/long_work.h"
 #include "tools/common/open.h"
+#include "tools/common/shared_options.h"
 #include "tools/img/command.h"
 #include "vise/buffer.h"
 #include "vise/child.h"
@@ -23,8 +24,8 @@ constexpr OptionSpec options[] = {
     {'O', "output-format", "FORMAT", "format of the new image, raw if not given"},
     {key::image_opts, "image-opts", nullptr, "the source is an option string, key=value,…"},
     {'U', "force-share", nullptr, "others may write the source meanwhile"},
-    {key::object, "object", "OBJECT", "an object that nodes refer to: TYPE,id=ID,…"},
-    {'h', "help", nullptr, "this help"},
+    shared::object,
+    shared::help,
 };
 
 struct Request {
@@ -81,7 +82,7 @@ GuestRange wanted_range(const Request& request, std::uint64_t size) {
 }
 
 // A new image reads as zeros: those are not written.
-Task<void> copy_range(Child& source, GuestRange range, Child& target) {
+Task<void> copy_range(Child& source, GuestRange range, Child& target, Progress& progress) {
   constexpr std::uint64_t step = 2 << 20;
   Buffer buffer(std::min(step, range.length));
   for (std::uint64_t done = 0; done < range.length;) {
@@ -95,10 +96,11 @@ Task<void> copy_range(Child& source, GuestRange range, Child& target) {
           .context(fmt::format("error while writing at byte {}", done));
     }
     done += length;
+    progress.set(static_cast<double>(done) / static_cast<double>(range.length), done);
   }
 }
 
-Task<int> dd(ImageSession& session, const Request& request) {
+Task<int> dd(ImageSession& session, const Request& request, LongWork& work) {
   const CreationTypes types =
       creation_types(session.context().drivers(), request.target_format, request.target);
   Child* source = co_await session.open(request.source);
@@ -113,15 +115,17 @@ Task<int> dd(ImageSession& session, const Request& request) {
   const std::uint64_t target_size = align_up(range.length, 512);
   Value::Dict creation;
   creation.set("size", target_size);
+  const std::string path = file_path(request.target, session.context().drivers());
   co_await create_image(session.graph(), types, request.target, target_size, std::move(creation))
       .context(request.target);
+  work.remove_when_interrupted(path);
   ImageArguments target;
   target.filename = request.target;
   target.format = request.target_format;
   target.read_only = false;
   Child* root = co_await session.open(std::move(target));
   const GuestRange present = range.intersection({GuestOffset(0), source->size()});
-  co_await copy_range(*source, present, *root);
+  co_await copy_range(*source, present, *root, work.progress());
   co_await root->flush();
   co_await session.close(root);
   co_return 0;
@@ -133,9 +137,7 @@ int run(const Program& program, const Arguments& arguments) {
   request.source.image_opts = arguments.has(key::image_opts);
   request.source.force_share = arguments.has('U');
   request.target_format = arguments.value_or('O', "raw");
-  ImageSession session(program);
-  if (!add_objects(arguments, session.context().objects())) return 0;
-  return session.run(dd(session, request));
+  return run_long_session(program, arguments, LongWork::OnInterrupt::remove, dd, request);
 }
 
 }  // namespace

@@ -6,8 +6,8 @@
 
 #include "graph/file_names.h"
 #include "tools/common/key_order.h"
-#include "tools/common/objects.h"
 #include "tools/common/open.h"
+#include "tools/common/shared_options.h"
 #include "tools/img/command.h"
 #include "tools/img/image_info.h"
 #include "util/json.h"
@@ -18,12 +18,12 @@ namespace {
 
 constexpr OptionSpec options[] = {
     {'b', "backing-chain", nullptr, "tell about all images of the backing chain"},
-    {key::output, "output", "human|json", "how to print"},
-    {'f', "format", "FORMAT", "the image's format; else it is found out"},
-    {key::image_opts, "image-opts", nullptr, "FILE is an option string, key=value,…"},
-    {'U', "force-share", nullptr, "others may write the image meanwhile"},
-    {key::object, "object", "OBJECT", "an object that nodes refer to: TYPE,id=ID,…"},
-    {'h', "help", nullptr, "this help"},
+    shared::output,
+    shared::format,
+    shared::image_opts,
+    shared::force_share,
+    shared::object,
+    shared::help,
 };
 
 struct Request {
@@ -85,17 +85,12 @@ Task<int> info(ImageSession& session, const Request& request) {
 int run(const Program& program, const Arguments& arguments) {
   expect_operands(arguments, 1, 1, "an image file name");
   Request request;
-  request.image.filename = arguments.operands[0];
-  request.image.format = arguments.value_or('f', "");
-  request.image.image_opts = arguments.has(key::image_opts);
-  request.image.force_share = arguments.has('U');
+  request.image = image_argument(arguments);
   request.image.open_backing = false;
   request.image.purpose = OpenPurpose::info;
   request.output = output_format(arguments);
   request.chain = arguments.has('b');
-  ImageSession session(program);
-  if (!add_objects(arguments, session.context().objects())) return 0;
-  return session.run(info(session, request));
+  return run_session(program, arguments, info, request);
 }
 
 }  // namespace

@@ -1,8 +1,6 @@
 // vise-img: finds the subcommand, takes its options apart, runs it.
 #include <fmt/format.h>
 
-#include <csignal>
-#include <new>
 #include <span>
 #include <string>
 #include <utility>
@@ -10,18 +8,18 @@
 
 #include "tools/common/arguments.h"
 #include "tools/common/output.h"
-#include "tools/common/progress.h"
+#include "tools/common/program.h"
+#include "tools/common/shared_options.h"
 #include "tools/img/command.h"
 #include "vise/driver_table.h"
-#include "vise/error.h"
 
 namespace vise::tools {
 namespace {
 
 constexpr OptionSpec global_options[] = {
     {'h', "help", nullptr, "this help; after a subcommand, that one's"},
-    {'V', "version", nullptr, "the version"},
-    {'T', "trace", "TRACE", "accepted and ignored"},
+    shared::version,
+    shared::trace,
 };
 
 std::string format_list() {
@@ -72,19 +70,11 @@ int run_subcommand(const Program& program, const Subcommand& command,
     std::vector<std::string> prepared(words.begin(), words.end());
     if (command.prepare != nullptr) prepared = command.prepare(std::move(prepared));
     const Arguments arguments = parse_arguments(program.name, prepared, command.options, "h");
-    if (arguments.has('h')) {
-      print(help_text(program, command));
-      return 0;
-    }
-    return command.run(program, arguments);
+    if (answer_help(program, arguments, [&] { return help_text(program, command); })) return 0;
+    return report_failure(program, [&] { return command.run(program, arguments); });
   } catch (const UsageError& error) {
     return fail_usage(program, error.what(), command.name);
-  } catch (const Error& error) {
-    print_error(program, error);
-  } catch (const std::bad_alloc&) {
-    print_error(program, "Out of memory");
   }
-  return 1;
 }
 
 // Options in front of the subcommand; gives the index of its name.
@@ -100,14 +90,7 @@ int main_of(const Program& program, std::span<const std::string> words) {
   const std::size_t first = first_operand(words);
   try {
     const Arguments arguments = parse_arguments(program.name, words.first(first), global_options);
-    if (arguments.has('h')) {
-      print(help_text(program));
-      return 0;
-    }
-    if (arguments.has('V')) {
-      print(version_text(program));
-      return 0;
-    }
+    if (answer_help(program, arguments, [&] { return help_text(program); })) return 0;
   } catch (const UsageError& error) {
     return fail_usage(program, error.what(), "");
   }
@@ -124,10 +107,5 @@ int main_of(const Program& program, std::span<const std::string> words) {
 }  // namespace vise::tools
 
 int main(int argc, char** argv) {
-  using namespace vise::tools;
-  std::signal(SIGPIPE, SIG_IGN);
-  block_progress_signal();
-  const Program program{program_name(argv[0])};
-  const std::vector<std::string> words(argv + (argc > 0 ? 1 : 0), argv + argc);
-  return finish_output(program, main_of(program, words));
+  return vise::tools::run_program(argc, argv, vise::tools::main_of);
 }

@@ -5,8 +5,8 @@
 #include <cerrno>
 #include <optional>
 
-#include "tools/common/objects.h"
 #include "tools/common/open.h"
+#include "tools/common/shared_options.h"
 #include "tools/img/command.h"
 #include "vise/child.h"
 #include "vise/error.h"
@@ -18,12 +18,12 @@ namespace {
 constexpr OptionSpec options[] = {
     {'s', "start-offset", "OFFSET", "begin here"},
     {'l', "max-length", "LENGTH", "describe at most so many bytes"},
-    {key::output, "output", "human|json", "how to print"},
-    {'f', "format", "FORMAT", "the image's format; else it is found out"},
-    {key::image_opts, "image-opts", nullptr, "FILE is an option string, key=value,…"},
-    {'U', "force-share", nullptr, "others may write the image meanwhile"},
-    {key::object, "object", "OBJECT", "an object that nodes refer to: TYPE,id=ID,…"},
-    {'h', "help", nullptr, "this help"},
+    shared::output,
+    shared::format,
+    shared::image_opts,
+    shared::force_share,
+    shared::object,
+    shared::help,
 };
 
 struct Request {
@@ -149,10 +149,7 @@ Task<int> map(ImageSession& session, const Request& request) {
 int run(const Program& program, const Arguments& arguments) {
   expect_operands(arguments, 1, 1, "an image file name");
   Request request;
-  request.image.filename = arguments.operands[0];
-  request.image.format = arguments.value_or('f', "");
-  request.image.image_opts = arguments.has(key::image_opts);
-  request.image.force_share = arguments.has('U');
+  request.image = image_argument(arguments);
   request.output = output_format(arguments);
   if (const std::string* text = arguments.last('s')) {
     request.start = size_argument(*text, "start offset");
@@ -160,9 +157,7 @@ int run(const Program& program, const Arguments& arguments) {
   if (const std::string* text = arguments.last('l')) {
     request.length = size_argument(*text, "max length");
   }
-  ImageSession session(program);
-  if (!add_objects(arguments, session.context().objects())) return 0;
-  return session.run(map(session, request));
+  return run_session(program, arguments, map, request);
 }
 
 }  // namespace

@@ -8,8 +8,8 @@
 #include "qapi/qapi-types.h"
 #include "tools/common/creation.h"
 #include "tools/common/key_order.h"
-#include "tools/common/objects.h"
 #include "tools/common/open.h"
+#include "tools/common/shared_options.h"
 #include "tools/common/snapshots.h"
 #include "tools/img/command.h"
 #include "util/json.h"
@@ -26,12 +26,12 @@ constexpr OptionSpec options[] = {
     {'O', "target-format", "FORMAT", "format of the new image, raw if not given"},
     {'o', "options", "OPTIONS", "its creation options, key=value,…"},
     {'l', "snapshot", "SNAPSHOT", "measure what a snapshot holds"},
-    {key::output, "output", "human|json", "how to print"},
-    {'f', "format", "FORMAT", "the image's format; else it is found out"},
-    {key::image_opts, "image-opts", nullptr, "FILE is an option string, key=value,…"},
-    {'U', "force-share", nullptr, "others may write the image meanwhile"},
-    {key::object, "object", "OBJECT", "an object that nodes refer to: TYPE,id=ID,…"},
-    {'h', "help", nullptr, "this help"},
+    shared::output,
+    shared::format,
+    shared::image_opts,
+    shared::force_share,
+    shared::object,
+    shared::help,
 };
 
 struct Request {
@@ -92,24 +92,15 @@ int run(const Program& program, const Arguments& arguments) {
   }
   Request request;
   if (has_file) {
-    ImageArguments image;
-    image.filename = arguments.operands[0];
-    image.format = arguments.value_or('f', "");
-    image.image_opts = arguments.has(key::image_opts);
-    image.force_share = arguments.has('U');
-    request.image = std::move(image);
+    request.image = image_argument(arguments);
     if (const std::string* text = arguments.last('l')) request.snapshot = snapshot_selector(*text);
   } else {
     request.size = size_argument(*size, "image size");
   }
   request.target_format = arguments.value_or('O', "raw");
-  for (const Arguments::Option& option : arguments.options) {
-    if (option.key == 'o') request.option_lists.push_back(option.value);
-  }
+  request.option_lists = option_lists(arguments);
   request.output = output_format(arguments);
-  ImageSession session(program);
-  if (!add_objects(arguments, session.context().objects())) return 0;
-  return session.run(measure(session, request));
+  return run_session(program, arguments, measure, request);
 }
 
 }  // namespace

@@ -9,9 +9,9 @@
 #include <utility>
 #include <vector>
 
-#include "tools/common/objects.h"
+#include "tools/common/long_work.h"
 #include "tools/common/open.h"
-#include "tools/common/progress.h"
+#include "tools/common/shared_options.h"
 #include "tools/common/snapshots.h"
 #include "tools/img/chain.h"
 #include "tools/img/command.h"
@@ -32,13 +32,13 @@ constexpr OptionSpec options[] = {
     {'c', "compress", nullptr, "compress what the image takes over"},
     {'t', "cache", "CACHE", "cache mode of the image; writeback if not given"},
     {'T', "backing-cache", "CACHE", "cache mode of the new backing file; writeback if not given"},
-    {'f', "format", "FORMAT", "the image's format; else it is found out"},
-    {key::image_opts, "image-opts", nullptr, "FILE is an option string, key=value,…"},
+    shared::format,
+    shared::image_opts,
     {'U', "force-share", nullptr, "others may use the backing files meanwhile"},
-    {'p', "progress", nullptr, "show progress"},
-    {'q', "quiet", nullptr, "print nothing but errors"},
-    {key::object, "object", "OBJECT", "an object that nodes refer to: TYPE,id=ID,…"},
-    {'h', "help", nullptr, "this help"},
+    shared::progress,
+    shared::quiet,
+    shared::object,
+    shared::help,
 };
 
 struct Request {
@@ -48,8 +48,6 @@ struct Request {
   std::string backing_format;
   bool unsafe = false;
   bool compress = false;
-  bool show_progress = false;
-  bool quiet = false;
 };
 
 constexpr std::uint64_t step = 2 << 20;  // bytes compared at a time
@@ -92,13 +90,12 @@ class Below {
 
 class Rebase {
  public:
-  Rebase(Child& top, Child* old_backing, Child* new_backing, const Request& request,
-         Progress& progress)
+  Rebase(Child& top, Child* old_backing, Child* new_backing, const Request& request, LongWork& work)
       : top_(top),
         old_(old_backing),
         new_(new_backing),
         compress_(request.compress),
-        progress_(progress),
+        work_(work),
         unit_(std::max<std::uint64_t>(top.limits().cluster_size, 65536)) {
     if (new_ != nullptr && old_ != nullptr) {
       shared_ = find_in_chain(old_->node(), new_->node().protocol_filename());
@@ -116,7 +113,7 @@ class Rebase {
   Child* old_;
   Child* new_;
   bool compress_;
-  Progress& progress_;
+  LongWork& work_;
   std::uint64_t unit_;      // bytes; the clusters of the image, but not tiny ones
   Node* shared_ = nullptr;  // the new backing image, if it is one of the old chain
   std::uint64_t moved_ = 0;
@@ -129,6 +126,7 @@ Task<GuestRange> Rebase::next_difference(std::uint64_t from) {
   const Below old_below(old_node);
   const Below new_below(new_ != nullptr ? &new_->node() : nullptr);
   while (from < size) {
+    work_.checkpoint();
     GuestRange range{GuestOffset(from), std::min(longest_look, size - from)};
     const BlockStatus own =
         co_await block_status(top_.node(), range, MapMode::allocation_only, old_node);
@@ -158,7 +156,7 @@ Task<GuestRange> Rebase::next_difference(std::uint64_t from) {
       co_return range;
     }
     from += range.length;
-    progress_.set(static_cast<double>(from) / static_cast<double>(size), moved_);
+    work_.progress().set(static_cast<double>(from) / static_cast<double>(size), moved_);
   }
   co_return GuestRange{GuestOffset(size), 0};
 }
@@ -221,7 +219,7 @@ Task<void> Rebase::run() {
     }
     co_await scope.join();
     if (failure) std::rethrow_exception(failure);
-    progress_.set(static_cast<double>(position) / static_cast<double>(size), moved_);
+    work_.progress().set(static_cast<double>(position) / static_cast<double>(size), moved_);
   }
 }
 
@@ -233,7 +231,7 @@ Task<std::unique_ptr<Child>> attach_reader(ImageSession& session, Node& node) {
 }
 
 Task<void> take_over_differences(ImageSession& session, Child& top, const Request& request,
-                                 Progress& progress) {
+                                 LongWork& work) {
   Child* new_backing = nullptr;
   if (!request.backing_name.empty()) {
     ImageArguments image = request.backing;
@@ -251,7 +249,7 @@ Task<void> take_over_differences(ImageSession& session, Child& top, const Reques
   }
   std::exception_ptr failure;
   try {
-    Rebase rebase(top, old_backing.get(), new_backing, request, progress);
+    Rebase rebase(top, old_backing.get(), new_backing, request, work);
     co_await rebase.run();
     co_await top.flush();
   } catch (...) {
@@ -261,7 +259,7 @@ Task<void> take_over_differences(ImageSession& session, Child& top, const Reques
   if (failure) std::rethrow_exception(failure);
 }
 
-Task<int> rebase(ImageSession& session, const Request& request) {
+Task<int> rebase(ImageSession& session, const Request& request, LongWork& work) {
   Child* top = co_await session.open(request.image);
   Node& node = top->node();
   auto* driver = find_interface<HasBackingFile>(node);
@@ -271,12 +269,13 @@ Task<int> rebase(ImageSession& session, const Request& request) {
   if (request.compress && !top->limits().can_compress) {
     throw Error(ENOTSUP, fmt::format("Format '{}' knows no compression", node.type().name));
   }
-  Progress progress({.show = request.show_progress, .quiet = request.quiet});
-  if (!request.unsafe) co_await take_over_differences(session, *top, request, progress);
-  const auto work = [&] {
+  Progress& progress = work.progress();
+  progress.start();
+  if (!request.unsafe) co_await take_over_differences(session, *top, request, work);
+  const auto change = [&] {
     return driver->change_backing_file(request.backing_name, request.backing_format);
   };
-  co_await while_drained(node, work)
+  co_await while_drained(node, change)
       .context(fmt::format("Could not change the backing file to '{}'", request.backing_name));
   co_await session.close(top);
   progress.complete();
@@ -296,22 +295,17 @@ int run(const Program& program, const Arguments& arguments) {
   if (!request.backing_name.empty() && !arguments.has('F')) {
     throw Error(EINVAL, "A backing file needs its format (-F)");
   }
-  request.image.filename = arguments.operands[0];
-  request.image.format = arguments.value_or('f', "");
-  request.image.image_opts = arguments.has(key::image_opts);
+  request.image = image_argument(arguments);
+  request.image.force_share = false;  // -U is about the backing files
   request.image.read_only = false;
   request.image.discard_unmap = true;
   request.image.open_backing = !request.unsafe;
-  request.image.cache = parse_cache_mode(arguments.value_or('t', "writeback"));
+  request.image.cache = cache_argument(arguments, 't');
   request.backing.format = request.backing_format;
   request.backing.force_share = arguments.has('U');
-  request.backing.cache = parse_cache_mode(arguments.value_or('T', "writeback"));
+  request.backing.cache = cache_argument(arguments, 'T');
   request.compress = arguments.has('c');
-  request.quiet = arguments.has('q');
-  request.show_progress = arguments.has('p') && !request.quiet;
-  ImageSession session(program);
-  if (!add_objects(arguments, session.context().objects())) return 0;
-  return session.run(rebase(session, request));
+  return run_long_session(program, arguments, LongWork::OnInterrupt::stop, rebase, request);
 }
 
 }  // namespace

@@ -5,8 +5,8 @@
 #include <cerrno>
 #include <string_view>
 
-#include "tools/common/objects.h"
 #include "tools/common/open.h"
+#include "tools/common/shared_options.h"
 #include "tools/img/command.h"
 #include "vise/child.h"
 #include "vise/error.h"
@@ -18,11 +18,11 @@ namespace {
 constexpr OptionSpec options[] = {
     {key::shrink, "shrink", nullptr, "the image may become smaller; what is cut off is lost"},
     {key::preallocation, "preallocation", "off|metadata|falloc|full", "space for what is added"},
-    {'f', "format", "FORMAT", "the image's format; else it is found out"},
-    {key::image_opts, "image-opts", nullptr, "FILE is an option string, key=value,…"},
-    {'q', "quiet", nullptr, "print nothing but errors"},
-    {key::object, "object", "OBJECT", "an object that nodes refer to: TYPE,id=ID,…"},
-    {'h', "help", nullptr, "this help"},
+    shared::format,
+    shared::image_opts,
+    shared::quiet,
+    shared::object,
+    shared::help,
 };
 
 struct Request {
@@ -33,16 +33,6 @@ struct Request {
   bool shrink = false;
   bool quiet = false;
 };
-
-Preallocation parse_preallocation(const std::string& text) {
-  if (text == "off") return Preallocation::off;
-  if (text == "metadata") return Preallocation::metadata;
-  if (text == "falloc") return Preallocation::falloc;
-  if (text == "full") return Preallocation::full;
-  throw Error(EINVAL, fmt::format("Invalid preallocation mode '{}': must be off, metadata, falloc "
-                                  "or full",
-                                  text));
-}
 
 std::uint64_t new_size(const Request& request, std::uint64_t old_size) {
   std::uint64_t size = request.size;
@@ -86,9 +76,7 @@ Task<int> resize(ImageSession& session, const Request& request) {
 int run(const Program& program, const Arguments& arguments) {
   expect_operands(arguments, 2, 2, "an image file name and a size");
   Request request;
-  request.image.filename = arguments.operands[0];
-  request.image.format = arguments.value_or('f', "");
-  request.image.image_opts = arguments.has(key::image_opts);
+  request.image = image_argument(arguments);
   request.image.read_only = false;
   request.image.discard_unmap = true;
   std::string size = arguments.operands[1];
@@ -99,9 +87,7 @@ int run(const Program& program, const Arguments& arguments) {
   request.preallocation = parse_preallocation(arguments.value_or(key::preallocation, "off"));
   request.shrink = arguments.has(key::shrink);
   request.quiet = arguments.has('q');
-  ImageSession session(program);
-  if (!add_objects(arguments, session.context().objects())) return 0;
-  return session.run(resize(session, request));
+  return run_session(program, arguments, resize, request);
 }
 
 // A size that begins with '-' is no option: it stands behind the file name, and no option begins

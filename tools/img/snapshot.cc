@@ -5,8 +5,9 @@
 #include <ctime>
 #include <utility>
 
-#include "tools/common/objects.h"
+#include "tools/common/long_work.h"
 #include "tools/common/open.h"
+#include "tools/common/shared_options.h"
 #include "tools/common/snapshot_list.h"
 #include "tools/common/snapshots.h"
 #include "tools/img/command.h"
@@ -21,12 +22,12 @@ constexpr OptionSpec options[] = {
     {'a', nullptr, "SNAPSHOT", "make the disk what it was (an ID or a name)"},
     {'c', nullptr, "NAME", "create a snapshot"},
     {'d', nullptr, "NAME", "delete the snapshot of that name"},
-    {'f', "format", "FORMAT", "the image's format; else it is found out"},
-    {key::image_opts, "image-opts", nullptr, "FILE is an option string, key=value,…"},
+    shared::format,
+    shared::image_opts,
     {'U', "force-share", nullptr, "others may write the image meanwhile; only with -l"},
-    {'q', "quiet", nullptr, "print nothing but errors"},
-    {key::object, "object", "OBJECT", "an object that nodes refer to: TYPE,id=ID,…"},
-    {'h', "help", nullptr, "this help"},
+    shared::quiet,
+    shared::object,
+    shared::help,
 };
 
 constexpr std::size_t longest_name = 255;  // bytes, as other tools cut it
@@ -74,7 +75,7 @@ std::string context_of(const Request& request) {
   return fmt::format("Could not {} snapshot '{}'", verb, request.name);
 }
 
-Task<int> snapshot(ImageSession& session, const Request& request) {
+Task<int> snapshot(ImageSession& session, const Request& request, LongWork&) {
   Child* root = co_await session.open(request.image);
   Node& node = root->node();
   if (request.action == 'l') {
@@ -104,17 +105,13 @@ int run(const Program& program, const Arguments& arguments) {
   }
   const bool lists = request.action == 'l';
   if (!lists && arguments.has('U')) throw UsageError("-U (--force-share) needs -l");
-  request.image.filename = arguments.operands[0];
-  request.image.format = arguments.value_or('f', "");
-  request.image.image_opts = arguments.has(key::image_opts);
-  request.image.force_share = arguments.has('U');
+  request.image = image_argument(arguments);
   request.image.read_only = lists;
   request.image.discard_unmap = true;
   request.image.open_backing = false;
   if (lists) request.image.purpose = OpenPurpose::info;
-  ImageSession session(program);
-  if (!add_objects(arguments, session.context().objects())) return 0;
-  return session.run(snapshot(session, request));
+  // Stopping in between is safe, but may leave flags for a repair to set right.
+  return run_long_session(program, arguments, LongWork::OnInterrupt::finish, snapshot, request);
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <optional>
 #include <utility>
 
+#include "tools/common/shared_options.h"
 #include "tools/common/sizes.h"
 #include "tools/io/request.h"
 #include "vise/child.h"
@@ -20,16 +21,6 @@ bool discard_mode(const std::string& name) {
   if (name == "ignore" || name == "off") return false;
   throw Error(EINVAL,
               fmt::format("Invalid discard mode '{}': must be ignore, off, unmap or on", name));
-}
-
-Preallocation preallocation_mode(const std::string& name) {
-  if (name == "off") return Preallocation::off;
-  if (name == "metadata") return Preallocation::metadata;
-  if (name == "falloc") return Preallocation::falloc;
-  if (name == "full") return Preallocation::full;
-  throw Error(EINVAL, fmt::format("Invalid preallocation mode '{}': must be off, metadata, falloc "
-                                  "or full",
-                                  name));
 }
 
 std::string joined_options(const Arguments& arguments) {
@@ -169,7 +160,7 @@ Task<void> run_truncate(Call& call) {
   if (arguments.operands.size() != 1) call.fail_with_usage();
   TruncateOptions options;
   if (const std::string* mode = arguments.last('m')) {
-    options.preallocation = preallocation_mode(*mode);
+    options.preallocation = parse_preallocation(*mode);
   }
   const std::uint64_t size = call.size_operand(0);
   co_await call.state.image()->truncate(size, options);

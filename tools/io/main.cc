@@ -1,7 +1,6 @@
 // vise-io: one command after the other on one image.
 #include <fmt/format.h>
 
-#include <csignal>
 #include <cstdio>
 #include <span>
 #include <string>
@@ -11,7 +10,8 @@
 #include "tools/common/objects.h"
 #include "tools/common/open.h"
 #include "tools/common/output.h"
-#include "tools/common/progress.h"
+#include "tools/common/program.h"
+#include "tools/common/shared_options.h"
 #include "tools/io/command.h"
 #include "tools/io/prompt.h"
 #include "vise/error.h"
@@ -21,8 +21,8 @@ namespace {
 
 constexpr OptionSpec options[] = {
     {'c', "cmd", "COMMAND", "run COMMAND; repeatable; without any, commands are read from stdin"},
-    {'f', "format", "FORMAT", "the image's format; else it is found out"},
-    {key::image_opts, "image-opts", nullptr, "FILE is an option string, key=value,…"},
+    shared::format,
+    shared::image_opts,
     {'r', "read-only", nullptr, "open read-only"},
     {'s', "snapshot", nullptr, "writes go to a temporary overlay"},
     {'n', "nocache", nullptr, "past the host's page cache, like -t none"},
@@ -34,9 +34,9 @@ constexpr OptionSpec options[] = {
     {'d', "discard", "MODE", "what discard does: ignore (off) or unmap (on)"},
     {'U', "force-share", nullptr, "others may write the image meanwhile; needs -r"},
     {key::object, "object", "OBJECT", "an object that nodes refer to: TYPE,id=ID,…, or help"},
-    {'T', "trace", "TRACE", "accepted and ignored"},
-    {'h', "help", nullptr, "this help"},
-    {'V', "version", nullptr, "the version"},
+    shared::trace,
+    shared::help,
+    shared::version,
 };
 
 std::string help_text(const Program& program) {
@@ -113,37 +113,18 @@ int run(const Program& program, const Arguments& arguments) {
 int main_of(const Program& program, std::span<const std::string> words) {
   try {
     const Arguments arguments = parse_arguments(program.name, words, options);
-    if (arguments.has('h')) {
-      print(help_text(program));
-      return 0;
-    }
-    if (arguments.has('V')) {
-      print(version_text(program));
-      return 0;
-    }
-    if (arguments.operands.size() > 1) {
-      print(help_text(program));
-      return 1;
-    }
-    return run(program, arguments);
+    if (answer_help(program, arguments, [&] { return help_text(program); })) return 0;
+    if (arguments.operands.size() > 1) throw UsageError();
+    return report_failure(program, [&] { return run(program, arguments); });
   } catch (const UsageError&) {
     print(help_text(program));
-  } catch (const Error& error) {
-    print_error(program, error);
-  } catch (const std::bad_alloc&) {
-    print_error(program, "Out of memory");
+    return 1;
   }
-  return 1;
 }
 
 }  // namespace
 }  // namespace vise::tools
 
 int main(int argc, char** argv) {
-  using namespace vise::tools;
-  std::signal(SIGPIPE, SIG_IGN);
-  block_progress_signal();
-  const Program program{program_name(argv[0])};
-  const std::vector<std::string> words(argv + (argc > 0 ? 1 : 0), argv + argc);
-  return finish_output(program, main_of(program, words));
+  return vise::tools::run_program(argc, argv, vise::tools::main_of);
 }
