@@ -255,6 +255,9 @@ struct CreateRequest {
   std::uint64_t size;          // bytes
   Value::Dict options;         // the -o options by name, values as typed (strings) or JSON
   std::shared_ptr<Node> file;  // formats: the node to format, open read-write; protocols: null
+  /// Content is going to follow: formats that can mark the image as incomplete do, from the first
+  /// byte they write. It opens for OpenPurpose::make alone until Completable::complete().
+  bool incomplete = false;
 };
 
 /// A kind of driver: an entry of the driver table, or of a plugin.

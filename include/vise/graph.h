@@ -22,8 +22,9 @@ class Context;
 enum class DetectZeroes { off, on, unmap };
 
 /// What an image is opened for. info: questions only, so that encrypted images open without a key.
-/// check: Checkable::check(), so that images open which only a repair can mend.
-enum class OpenPurpose { io, info, check };
+/// check: Checkable::check(), so that images open which only a repair can mend. make: io, on an
+/// image that may be marked as incomplete (CreateRequest::incomplete).
+enum class OpenPurpose { io, info, check, make };
 
 /// The options every node has, whatever its driver.
 struct NodeOptions {

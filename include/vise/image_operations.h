@@ -90,6 +90,15 @@ class HasBackingFile {
   virtual Task<void> make_empty() = 0;
 };
 
+/// A driver whose images say so while they are being made (CreateRequest::incomplete).
+class Completable {
+ public:
+  virtual ~Completable() = default;
+  /// Nothing more is to come. The mark goes when the image is closed and all that was written is
+  /// stable; if that fails, it stays.
+  virtual void complete() = 0;
+};
+
 struct AmendRequest {
   Value::Dict options;  // -o options by name, values as typed (strings) or JSON
   std::function<void(double fraction)> on_progress;  // 0 to 1; may be empty

@@ -16,7 +16,7 @@ namespace {
 
 class CreateFile : public QcowFileTest {
  protected:
-  void create_image(const Value::Dict& options, std::uint64_t size) {
+  void create_image(const Value::Dict& options, std::uint64_t size, bool incomplete = false) {
     if (!std::filesystem::exists(file())) std::ofstream(file()).flush();
     OpenRequest request;
     request.options.set("driver", "file");
@@ -29,6 +29,7 @@ class CreateFile : public QcowFileTest {
     } release{*this, node};
     CreateRequest creation{
         .graph = graph_, .filename = file(), .size = size, .options = options, .file = node};
+    creation.incomplete = incomplete;
     run(create(creation));
   }
   std::uint64_t allocated_bytes() const {
@@ -91,6 +92,51 @@ TEST_F(CreateFile, FallocAndFullTakeTheSpace) {
     const CheckResult result = check(Repair::none);
     EXPECT_EQ(result.corruptions + result.leaks, 0u) << findings_;
   }
+}
+
+TEST_F(CreateFile, IncompleteImagesOpenForTheirMakerAlone) {
+  create_image({}, 8 << 20, true);
+  OpenRequest request;
+  request.filename = file();
+  request.format = "qcow2";
+  for (const OpenPurpose purpose : {OpenPurpose::io, OpenPurpose::info, OpenPurpose::check}) {
+    request.defaults.purpose = purpose;
+    expect_error(ENOTSUP, "incomplete", [&] { run(graph_.open_root(request)); });
+  }
+  for (const bool complete : {false, true}) {
+    request.defaults.purpose = OpenPurpose::make;
+    std::unique_ptr<Child> root = run(graph_.open_root(request));
+    const std::vector<std::byte> data(65536, std::byte{0x11});
+    run(root->write(GuestOffset(0), ConstIoVec(std::span(data))));
+    if (complete) dynamic_cast<Completable&>(root->node().driver()).complete();
+    run(root->detach());
+    request.defaults.purpose = OpenPurpose::io;
+    if (!complete) expect_error(ENOTSUP, "incomplete", [&] { run(graph_.open_root(request)); });
+  }
+  std::unique_ptr<Child> root = run(graph_.open_root(request));
+  run(root->detach());
+  const CheckResult result = check(Repair::none);
+  EXPECT_EQ(result.corruptions + result.leaks, 0u) << findings_;
+}
+
+TEST_F(CreateFile, MarkedImagesDifferFromOthersInTheirHeaderAlone) {
+  for (const char* preallocation : {"off", "metadata", "falloc", "full"}) {
+    const Value::Dict chosen = options("preallocation", preallocation);
+    create_image(chosen, 4 << 20);
+    const std::vector<std::byte> plain = read_file(file());
+    write_file(file(), std::vector<std::byte>(5 << 20, std::byte{0x55}));
+    create_image(chosen, 4 << 20, true);
+    std::vector<std::byte> marked = read_file(file());
+    ASSERT_EQ(marked.size(), plain.size()) << preallocation;
+    EXPECT_NE(marked, plain) << preallocation;
+    std::copy_n(plain.begin(), 65536, marked.begin());
+    EXPECT_TRUE(marked == plain) << preallocation;
+  }
+}
+
+TEST_F(CreateFile, VersionTwoHasNoPlaceForTheMark) {
+  create_image(options("compat", "0.10"), 1 << 20, true);
+  EXPECT_TRUE(read_file(file()) == new_image(options("compat", "0.10"), 1 << 20));
 }
 
 }  // namespace

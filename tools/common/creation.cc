@@ -13,8 +13,10 @@
 
 #include "graph/file_names.h"
 #include "util/keyval.h"
+#include "vise/child.h"
 #include "vise/context.h"
 #include "vise/error.h"
+#include "vise/image_operations.h"
 #include "vise/options.h"
 
 namespace vise::tools {
@@ -215,11 +217,13 @@ Value::Dict without(Value::Dict options, const Value::Dict& taken) {
 }
 
 Task<void> format_file(Graph& graph, const DriverType& format, std::string filename,
-                       std::uint64_t size, Value::Dict options, Value::Dict protocol) {
+                       std::uint64_t size, Value::Dict options, Value::Dict protocol,
+                       NewImage content) {
   OpenRequest open;
   open.options = std::move(protocol);
   std::shared_ptr<Node> file = co_await graph.open(std::move(open));
   CreateRequest request{graph, std::move(filename), size, std::move(options), file};
+  request.incomplete = content == NewImage::to_be_filled;
   std::exception_ptr failure;
   try {
     co_await format.create(request);
@@ -238,7 +242,7 @@ std::string file_path(const std::string& filename, DriverTable& drivers) {
 }
 
 Task<void> create_image(Graph& graph, CreationTypes types, std::string filename, std::uint64_t size,
-                        Value::Dict options) {
+                        Value::Dict options, NewImage content) {
   Value::Dict protocol = protocol_options(filename, graph.context().drivers());
   const std::string path = path_in(protocol, filename);
   if (types.format->kind == DriverKind::protocol) {
@@ -258,13 +262,18 @@ Task<void> create_image(Graph& graph, CreationTypes types, std::string filename,
   }
   std::exception_ptr failure;
   try {
-    co_await format_file(graph, *types.format, filename, size, for_format, std::move(protocol));
+    co_await format_file(graph, *types.format, filename, size, for_format, std::move(protocol),
+                         content);
   } catch (...) {
     failure = std::current_exception();
   }
   if (!failure) co_return;
   if (!existed) (void)unlink(path.c_str());
   std::rethrow_exception(failure);
+}
+
+void mark_complete(const Child& root) {
+  if (auto* image = dynamic_cast<Completable*>(&root.node().driver())) image->complete();
 }
 
 }  // namespace vise::tools

@@ -45,9 +45,17 @@ std::string formatting_line(const CreationTypes& types, const std::string& filen
 /// The path of the file that `filename` names, with or without a protocol in front.
 std::string file_path(const std::string& filename, DriverTable& drivers);
 
+/// Whether the new image is whole as it is made, or is to be filled: then it is marked as
+/// incomplete where the format can do that, opens with OpenPurpose::make alone, and mark_complete()
+/// ends it.
+enum class NewImage { whole, to_be_filled };
+
 /// Makes the image. Nothing of an existing file is changed before the format has accepted all
 /// options; a file that did not exist before is removed if the creation fails.
 Task<void> create_image(Graph& graph, CreationTypes types, std::string filename, std::uint64_t size,
-                        Value::Dict options);
+                        Value::Dict options, NewImage content = NewImage::whole);
+
+/// Nothing more is to come to the image at `root`: from its closing on it opens for everybody.
+void mark_complete(const Child& root);
 
 }  // namespace vise::tools

@@ -155,6 +155,8 @@ Request read_request(const Arguments& arguments) {
   if (const std::string* name = arguments.last('B')) request.backing = *name;
   if (const std::string* name = arguments.last('F')) request.backing_format = *name;
   request.create = !arguments.has('n');
+  // An image that was there before holds more than this copy: nobody marks that.
+  if (request.create) request.target.purpose = OpenPurpose::make;
   request.bitmaps = arguments.has(key::bitmaps);
   if (arguments.has(key::skip_broken_bitmaps)) request.broken_bitmaps = BrokenBitmaps::skip;
   request.copy.compressed = arguments.has('c');
@@ -218,7 +220,7 @@ Task<void> make_target(ImageSession& session, const Request& request, Target tar
   const std::string path = file_path(request.target.filename, session.context().drivers());
   if (access(path.c_str(), F_OK) != 0) work.remove_when_interrupted(path);
   co_await create_image(session.graph(), target.types, request.target.filename, size,
-                        std::move(target.options))
+                        std::move(target.options), NewImage::to_be_filled)
       .context(request.target.filename);
   work.remove_when_interrupted(path);
 }
@@ -276,6 +278,7 @@ Task<int> convert(ImageSession& session, const Request& request, LongWork& work)
   co_await copy(std::move(copying));
   if (request.bitmaps) copy_bitmaps(session.program(), source, root->node());
   co_await root->flush();
+  if (request.create) mark_complete(*root);
   co_await session.close(root);
   progress.complete();
   progress.end();

@@ -116,17 +116,20 @@ Task<int> dd(ImageSession& session, const Request& request, LongWork& work) {
   Value::Dict creation;
   creation.set("size", target_size);
   const std::string path = file_path(request.target, session.context().drivers());
-  co_await create_image(session.graph(), types, request.target, target_size, std::move(creation))
+  co_await create_image(session.graph(), types, request.target, target_size, std::move(creation),
+                        NewImage::to_be_filled)
       .context(request.target);
   work.remove_when_interrupted(path);
   ImageArguments target;
   target.filename = request.target;
   target.format = request.target_format;
   target.read_only = false;
+  target.purpose = OpenPurpose::make;
   Child* root = co_await session.open(std::move(target));
   const GuestRange present = range.intersection({GuestOffset(0), source->size()});
   co_await copy_range(*source, present, *root, work.progress());
   co_await root->flush();
+  mark_complete(*root);
   co_await session.close(root);
   co_return 0;
 }

@@ -25,6 +25,7 @@ struct NewImage {
   Preallocation preallocation;
   std::vector<std::byte> first_cluster;
 
+  bool is_marked() const { return (header.incompatible_features & incompatible::incomplete) != 0; }
   std::uint64_t file_length() const { return layout.file_length(header); }
 };
 
@@ -32,6 +33,10 @@ NewImage plan(const CreateRequest& request) {
   const CreateOptions options = CreateOptions::parse(request.options);
   NewImage image;
   image.header = options.header(request.size);
+  // Version 2 has no place for the mark.
+  if (request.incomplete && image.header.version >= 3) {
+    image.header.incompatible_features |= incompatible::incomplete;
+  }
   image.preallocation = options.preallocation;
   const auto kind = options.preallocation == Preallocation::off ? CreateLayout::Kind::plain
                                                                 : CreateLayout::Kind::preallocated;
@@ -40,27 +45,24 @@ NewImage plan(const CreateRequest& request) {
   return image;
 }
 
-// Leaves a file of the right length that reads as zeros wherever nothing is written later.
+// Leaves a file of the right length that reads as zeros wherever nothing is written later, the
+// header of a marked image excepted.
 Task<void> clear(Child& file, const NewImage& image) {
-  TruncateOptions emptied;
-  emptied.exact = false;
-  co_await file.truncate(0, emptied);
-
   TruncateOptions sized;
   sized.exact = false;
   if (image.preallocation == Preallocation::falloc || image.preallocation == Preallocation::full) {
     sized.preallocation = image.preallocation;
   }
   // A device keeps its length and its content.
-  const bool kept = file.size() != 0;
-  if (!kept) {
+  const std::uint64_t emptied = image.is_marked() ? image.first_cluster.size() : 0;
+  if (file.size() <= emptied) {
     co_await file.truncate(image.file_length(), sized);
     co_return;
   }
   if (file.size() < image.file_length()) {
     throw Error(ENOSPC, "The device is too small for the metadata of the image");
   }
-  co_await file.write_zeroes(HostRange{HostOffset(0), image.file_length()});
+  co_await file.write_zeroes(HostRange{HostOffset(emptied), image.file_length() - emptied});
 }
 
 // All metadata but the header and an empty L1 table, in large pieces.
@@ -85,11 +87,20 @@ Task<void> write_metadata(Child& file, const NewImage& image) {
   }
 }
 
+// A whole image is one from the last write on. A marked one says from the first that it is not.
 Task<void> write_image(Child& file, const NewImage& image) {
+  const ConstIoVec first_cluster(std::span(image.first_cluster));
+  TruncateOptions emptied;
+  emptied.exact = false;
+  co_await file.truncate(0, emptied);
+  if (image.is_marked()) {
+    co_await file.write(HostOffset(0), first_cluster);
+    co_await file.flush();
+  }
   co_await clear(file, image);
   co_await write_metadata(file, image);
   co_await file.flush();
-  co_await file.write(HostOffset(0), ConstIoVec(std::span(image.first_cluster)));
+  if (!image.is_marked()) co_await file.write(HostOffset(0), first_cluster);
   co_await file.flush();
 }
 

@@ -167,8 +167,9 @@ std::string name_in_table(std::span<const std::byte> table, unsigned bit) {
 }
 
 void check_incompatible_features(std::span<const std::byte> cluster, const Header& h,
-                                 const RawFields& raw) {
+                                 const RawFields& raw, Header::Purpose purpose) {
   std::uint64_t unknown = h.incompatible_features & ~known_incompatible;
+  if (purpose == Header::Purpose::make) unknown &= ~incompatible::incomplete;
   if (unknown == 0) return;
   if ((unknown & incompatible::incomplete) != 0) {
     throw Error(ENOTSUP, "Image is incomplete: the conversion that was making it was interrupted");
@@ -371,7 +372,7 @@ Header Header::decode(std::span<const std::byte> image_start, Purpose purpose) {
   check_geometry(h, raw);
   const std::vector<std::byte> cluster = zero_extended(image_start, h.cluster_size());
   check_compression(h, raw);
-  check_incompatible_features(cluster, h, raw);
+  check_incompatible_features(cluster, h, raw, purpose);
   check_features(h);
   h.virtual_size = vise::align_down(h.virtual_size, sector);
   check_l1(h);

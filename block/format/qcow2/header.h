@@ -111,7 +111,8 @@ struct Header {
     return {refcount_table_offset, std::uint64_t{refcount_table_clusters} << cluster_bits};
   }
 
-  enum class Purpose { normal, check };  // check: also opens what only repair can mend
+  /// check: also opens what only repair can mend; make: also what is marked incomplete.
+  enum class Purpose { normal, check, make };
 
   /// `image_start` is untrusted: the first cluster, or as much as there is (a shorter file counts
   /// as zero-extended; pass at least the first 2 MiB or the whole file). Throws Error(EINVAL) for

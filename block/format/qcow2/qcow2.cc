@@ -80,6 +80,15 @@ Task<Header> read_header(Child& file, Header::Purpose purpose) {
   co_return Header::decode(start.span(), purpose);
 }
 
+bool is_for_io(OpenPurpose purpose) {
+  return purpose == OpenPurpose::io || purpose == OpenPurpose::make;
+}
+
+Header::Purpose header_purpose(OpenPurpose purpose) {
+  if (purpose == OpenPurpose::check) return Header::Purpose::check;
+  return purpose == OpenPurpose::make ? Header::Purpose::make : Header::Purpose::normal;
+}
+
 }  // namespace
 
 int probe(std::span<const std::byte> head) {
@@ -121,16 +130,14 @@ Task<std::unique_ptr<Driver>> Qcow2::open(OpenContext& context) {
   std::unique_ptr<Qcow2> image;
   std::exception_ptr failure;
   try {
-    const auto purpose =
-        node.purpose == OpenPurpose::check ? Header::Purpose::check : Header::Purpose::normal;
-    Header header = co_await read_header(*file, purpose);
-    if (header.crypt_method != 0 && node.purpose == OpenPurpose::io) {
+    Header header = co_await read_header(*file, header_purpose(node.purpose));
+    if (header.crypt_method != 0 && is_for_io(node.purpose)) {
       throw Error(ENOTSUP, header.crypt_method == 1
                                ? "the image is encrypted (AES), which is not supported"
                                : "the image is encrypted (LUKS), which is not supported");
     }
     const bool corrupt = (header.incompatible_features & incompatible::corrupt) != 0;
-    if (corrupt && !node.read_only && node.purpose == OpenPurpose::io) {
+    if (corrupt && !node.read_only && is_for_io(node.purpose)) {
       throw Error(EACCES,
                   "the image is marked corrupt and can only be opened read-only until it "
                   "has been repaired");
@@ -159,7 +166,7 @@ Task<std::unique_ptr<Driver>> Qcow2::open(OpenContext& context) {
 }
 
 Task<void> Qcow2::open_children(OpenContext& context) {
-  const bool io = context.node_options().purpose == OpenPurpose::io;
+  const bool io = is_for_io(context.node_options().purpose);
   if (header_.has_data_file() && io) {
     OpenRequest request;
     request.filename = header_.data_file_name;
@@ -187,8 +194,8 @@ Task<void> Qcow2::load(OpenPurpose purpose) {
   if (purpose == OpenPurpose::check) co_return;  // looks at the disk itself
   co_await mapping_.load().context("L1 table");
   co_await refcounts_.load().context("refcount table");
-  if (purpose == OpenPurpose::io) co_await load_bitmaps().context("dirty bitmaps");
-  if (read_only_ || purpose != OpenPurpose::io) co_return;
+  if (is_for_io(purpose)) co_await load_bitmaps().context("dirty bitmaps");
+  if (read_only_ || !is_for_io(purpose)) co_return;
   co_await prepare_for_writing();
 }
 
@@ -224,6 +231,18 @@ Task<void> Qcow2::write_autoclear(std::uint64_t features) {
   co_await file_->write(HostOffset(88), ConstIoVec(field.span()));
   co_await file_->flush();
   header_.autoclear_features = features;
+}
+
+// Only the field: the name of the bit may stay in the feature name table, where it does no harm, so
+// that one write of 8 bytes decides, which no power failure can tear.
+Task<void> Qcow2::clear_incomplete() {
+  if (!is_complete_ || (header_.incompatible_features & incompatible::incomplete) == 0) co_return;
+  const std::uint64_t features = header_.incompatible_features & ~incompatible::incomplete;
+  Buffer field(8);
+  store_be(field.data(), features);
+  co_await file_->write(HostOffset(field_offset::incompatible_features), ConstIoVec(field.span()));
+  co_await file_->flush();
+  header_.incompatible_features = features;
 }
 
 Limits Qcow2::limits() const {
@@ -273,6 +292,7 @@ Task<void> Qcow2::finish_writing() {
   co_await settle();
   co_await store_bitmaps().context("Storing the dirty bitmaps");
   co_await settle();
+  co_await clear_incomplete();
 }
 
 Task<void> Qcow2::release_children() {

@@ -53,7 +53,8 @@ class Qcow2 : public Driver,
               public BitmapStore,
               public HasSnapshots,
               public HasBackingFile,
-              public Amendable {
+              public Amendable,
+              public Completable {
  public:
   static Task<std::unique_ptr<Driver>> open(OpenContext& context);
   ~Qcow2() override;
@@ -85,6 +86,7 @@ class Qcow2 : public Driver,
   Task<void> make_empty() override;
   std::span<const CreateOption> amend_options() const override;
   Task<void> amend(AmendRequest request) override;
+  void complete() override { is_complete_ = true; }
 
   const Header& header() const { return header_; }
   /// For the crash tests alone: takes out a rule to see that they notice.
@@ -103,6 +105,7 @@ class Qcow2 : public Driver,
   Task<void> prepare_for_writing();
   Task<void> repair_dirty();
   Task<void> write_autoclear(std::uint64_t features);
+  Task<void> clear_incomplete();
   Task<void> settle();
   Task<void> finish_writing();
   void require_writable() const;
@@ -233,6 +236,7 @@ class Qcow2 : public Driver,
   std::unique_ptr<Child> data_file_;  // null: the data is in file_
   std::unique_ptr<Child> backing_;    // null: none
   bool read_only_;
+  bool is_complete_ = false;  // an image that was being made: nothing more is to come
 
   FlightRegister flights_;
   TicketQueue tickets_;
