@@ -46,6 +46,9 @@ enum : int {
   shrink,
   preallocation,
   force,
+  pattern,
+  flush_interval,
+  no_drain,
 };
 }
 

@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <utility>
 
+#include "graph/file_names.h"
 #include "tools/common/creation.h"
 #include "util/keyval.h"
 #include "vise/error.h"
@@ -29,9 +30,9 @@ CacheMode parse_cache_mode(std::string_view name) {
 
 namespace {
 
-// aio is an option of the protocol node, so it goes to the lowest "file" the options name; with
-// json: file names the driver's own default stays.
-void set_aio(OpenRequest& request, const std::string& aio) {
+// aio is an option of the node that opens the file: the innermost "file" of the options, unless
+// they say there what it is to be.
+void set_aio(OpenRequest& request, const std::string& aio, DriverTable& drivers) {
   if (aio != "threads" && aio != "native" && aio != "io_uring") {
     throw Error(EINVAL,
                 fmt::format("Invalid aio mode '{}': must be threads, native or io_uring", aio));
@@ -41,9 +42,21 @@ void set_aio(OpenRequest& request, const std::string& aio) {
                 "aio=native needs a cache mode without the host's page cache (none or "
                 "directsync)");
   }
-  if (request.options.empty() && request.filename.find(':') == std::string::npos) {
-    request.options.set("file.aio", aio);
+  if (request.filename.starts_with(json_prefix)) {
+    Value::Dict named = json_options(request.filename);
+    for (const auto& [name, value] : request.options) named.set(name, value);
+    request.options = std::move(named);
+    request.filename.clear();
+  } else if (!request.filename.empty()) {
+    request.options.set("file", protocol_options(request.filename, drivers));
+    request.filename.clear();
   }
+  Value::Dict* node = &request.options;
+  for (Value* below = node->find("file"); below != nullptr && below->is_dict();
+       below = node->find("file")) {
+    node = &below->as_dict();
+  }
+  if (node->contains("filename") && !node->contains("aio")) node->set("aio", aio);
 }
 
 // A file that nobody can open by its name any more once this ends.
@@ -96,7 +109,6 @@ OpenRequest open_request(const Program& program, const ImageArguments& image) {
   request.defaults.discard_unmap = image.discard_unmap;
   request.defaults.purpose = image.purpose;
   request.open_backing = image.open_backing;
-  if (!image.aio.empty()) set_aio(request, image.aio);
   return request;
 }
 
@@ -111,6 +123,7 @@ ImageSession::~ImageSession() = default;
 
 Task<Child*> ImageSession::open(ImageArguments image) {
   OpenRequest request = open_request(program_, image);
+  if (!image.aio.empty()) set_aio(request, image.aio, context_.drivers());
   if (image.temporary_overlay) {
     co_return co_await open_under_overlay(std::move(request), std::move(image));
   }

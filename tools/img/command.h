@@ -23,6 +23,7 @@ struct Subcommand {
 };
 
 extern const Subcommand amend_command;
+extern const Subcommand bench_command;
 extern const Subcommand bitmap_command;
 extern const Subcommand check_command;
 extern const Subcommand commit_command;
