@@ -5,7 +5,6 @@
 #include "graph/tracking.h"
 #include "vise/error.h"
 #include "vise/graph.h"
-#include "vise/util/checked.h"
 
 namespace vise {
 
@@ -32,6 +31,13 @@ Task<Extent> map_node(Node& node, GuestRange range, MapMode mode) {
 
 void take_over(BlockStatus& status, const Extent& extent) {
   status.length = extent.length;
+  if (extent.host && extent.node != nullptr) {
+    status.host = extent.host;
+    status.file = extent.node;
+  } else {
+    status.host.reset();
+    status.file = nullptr;
+  }
   switch (extent.kind) {
     case Extent::Kind::zero:
       status.zero = true;
@@ -48,10 +54,6 @@ void take_over(BlockStatus& status, const Extent& extent) {
       return;
   }
   status.allocated = true;
-  if (extent.host && extent.node != nullptr) {
-    status.host = extent.host;
-    status.file = extent.node;
-  }
 }
 
 // Follows forwarded extents (raw, filters) to the node that knows. The length only shrinks.
@@ -71,37 +73,15 @@ Task<Extent> map_forwarded(Position& at, std::uint64_t length, MapMode mode) {
   }
 }
 
-// Whole clusters of `owner` that are a hole of the file below read as zeros, though the format
-// takes them for data: that is how preallocated ones look. (A cluster that is a hole in part is
-// data.)
-Task<void> find_hole_below(BlockStatus& status, const Position& owner, const Extent& extent,
-                           MapMode mode) {
-  if (mode != MapMode::precise || extent.kind != Extent::Kind::data) co_return;
-  if (extent.node == nullptr || !extent.host || extent.node == owner.node) co_return;
-  const std::uint64_t unit = std::max<std::uint64_t>(owner.node->tracking().limits.cluster_size, 1);
-  const std::uint64_t skipped = owner.offset.bytes() % unit;  // of the first cluster
-  std::uint64_t length = 0;
-  bool zero = false;
-  while (length < status.length) {
-    Position at{extent.node, GuestOffset(extent.host->bytes() + length)};
-    const Extent below = co_await map_forwarded(at, status.length - length, mode);
-    const std::uint64_t end = length + below.length;
-    std::uint64_t whole = end;  // up to here, all of it is as `below` says
-    bool hole = below.kind == Extent::Kind::zero;
-    if (end < status.length) {
-      whole = hole ? align_down(end + skipped, unit) : align_up(end + skipped, unit);
-      whole = whole > skipped ? std::min(whole - skipped, status.length) : 0;
-      if (hole && whole <= length) {  // ends within its first cluster, which is data then
-        hole = false;
-        whole = std::min(align_up(end + skipped, unit) - skipped, status.length);
-      }
-    }
-    if (length > 0 && hole != zero) break;
-    zero = hole;
-    length = whole;
-  }
-  status.length = length;
-  if (zero) status.zero = true;
+// What a format takes for data reads as zeros where it is a hole of the file below: that is how
+// preallocated clusters look.
+Task<void> find_hole_below(BlockStatus& status, const Extent& extent, MapMode mode) {
+  if (mode != MapMode::precise || !extent.may_have_holes) co_return;
+  if (extent.node == nullptr || !extent.host) co_return;
+  Position at{extent.node, GuestOffset(extent.host->bytes())};
+  const Extent below = co_await map_forwarded(at, status.length, mode);
+  status.length = below.length;
+  status.zero = below.kind == Extent::Kind::zero;
 }
 
 Node* without_filters(Node* node) {
@@ -121,7 +101,7 @@ Task<BlockStatus> block_status(Node& node, GuestRange range, MapMode mode, const
     const Extent extent = co_await map_forwarded(at, status.length, mode);
     take_over(status, extent);
     if (extent.kind != Extent::Kind::backing) {
-      co_await find_hole_below(status, at, extent, mode);
+      co_await find_hole_below(status, extent, mode);
       co_return status;
     }
     const Child* below = at.node->backing_child();

@@ -79,6 +79,15 @@ Task<void> FileDriver::flush() {
     throw Error::system_error(EIO);  // also when it failed for another one meanwhile
 }
 
+Task<DriverInfo> FileDriver::info() {
+  DriverInfo info;
+  struct stat status{};
+  if (kind_ == Kind::regular && ::fstat(fd_.get(), &status) == 0) {
+    info.allocated_size = static_cast<std::uint64_t>(status.st_blocks) * 512;
+  }
+  co_return info;
+}
+
 Task<void> FileDriver::apply_permissions(Permissions cumulative) {
   if (locks_) locks_->apply(cumulative);
   co_return;

@@ -52,6 +52,7 @@ class FileDriver final : public Driver {
   Task<void> discard(GuestRange range) override;
   Task<void> flush() override;
   Task<void> truncate(std::uint64_t size, TruncateOptions options) override;
+  Task<DriverInfo> info() override;
   Task<void> apply_permissions(Permissions cumulative) override;
   Task<void> reopen(bool read_only) override;
   Task<void> close() override;

@@ -88,7 +88,8 @@ struct Extent {
   enum class Kind { zero, data, backing, compressed };
   Kind kind = Kind::data;
   std::uint64_t length = 0;  // bytes from the queried offset on; never 0 within the node
-  /// data: where; compressed: where the stored bytes start; zero: set if space is owned there.
+  /// data: where; compressed: where the stored bytes start; zero, backing: set if space is owned
+  /// there.
   std::optional<HostOffset> host;
   /// The node whose guest offsets `host` counts in: a child of the queried node, or that node
   /// itself if it is a protocol. Null without `host`, or if not addressable (compressed data).
@@ -97,6 +98,9 @@ struct Extent {
   /// data: whether bytes are stored there at all is for `node` to say (raw, filters); whoever wants
   /// to know goes on with its map(), as block_status() does.
   bool forwarded = false;
+  /// data of a format: `node` may have holes there, which read as zeros; precise maps look for them
+  /// (preallocated images, whose entries say nothing of what has been written).
+  bool may_have_holes = false;
 };
 
 /// Whether map() may stop at what is cheap to know.
@@ -123,6 +127,7 @@ enum class DriverKind { protocol, format, filter };
 /// What `info` tells beyond size and file names.
 struct DriverInfo {
   std::uint64_t cluster_size = 0;                // 0: the format has none
+  std::optional<std::uint64_t> allocated_size;   // protocols: bytes that are taken up on the host
   std::optional<std::uint64_t> vm_state_offset;  // guest offset
   std::optional<bool> dirty;                     // "cleanly shut down: no"
   bool encrypted = false;

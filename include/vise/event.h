@@ -1,12 +1,28 @@
-// The moments in a driver's work that tests may hook into: faults and pauses come with them
-// (block/filter/blkdebug.cc). Named as the outside world names them, in the order of the QAPI enum
-// BlkdebugEvent.
+// What a driver tells others of while it works: the moments that tests may hook into (faults and
+// pauses come with them, block/filter/blkdebug.cc), and images found corrupt.
 #pragma once
 
 #include <coroutine>
 #include <cstdint>
+#include <optional>
+#include <string>
+
+#include "vise/types.h"
 
 namespace vise {
+
+class Node;
+
+/// A driver has found metadata that contradict themselves, or a write that would have hit some; the
+/// write has not been done. What QMP tells as BLOCK_IMAGE_CORRUPTED.
+struct ImageCorruption {
+  const Node& node;
+  std::string message;
+  std::optional<HostRange> range;  // what would have been hit, where that is the matter
+  bool fatal = true;  // the image has been marked corrupt, the node takes no more requests
+};
+
+/// Named as the outside world names them, in the order of the QAPI enum BlkdebugEvent.
 
 enum class Event : std::uint8_t {
   l1_update,

@@ -153,6 +153,8 @@ class Graph {
 
   /// Called with warnings for people (probed raw images …); default: stderr.
   std::function<void(const std::string&)> on_warning;
+  /// Told once for each node, the first time it finds its image corrupt; default: a warning.
+  std::function<void(const ImageCorruption&)> on_image_corrupted;
   /// May json:, protocol prefixes etc. in backing names of images be followed? Default: plain file
   /// names only.
   bool trust_image_names = false;

@@ -258,19 +258,10 @@ class Iotest:
             self.qemu_img("compare", "-f", format, "-F", "raw", image, expected)
 
     def map_of(self, program, image, *arguments):
-        """The map as a list, without what older qemu-img does not print and what it sees only
-        sometimes: the holes of the file under data clusters (we always look for them)."""
+        """The map as a list, without what qemu-img 7.2 does not print."""
         entries = getattr(self, program)("map", "--output=json", *arguments, image).json
-        merged = []
-        for entry in entries:
-            entry = {key: value for key, value in entry.items() if key != "compressed"}
-            entry["zero"] = entry["zero"] and not entry["data"]
-            last = merged[-1] if merged else None
-            if last and _same_place(last, entry):
-                last["length"] += entry["length"]
-            else:
-                merged.append(entry)
-        return merged
+        return [{key: value for key, value in entry.items() if key != "compressed"}
+                for entry in entries]
 
     # ---- special file systems
 
@@ -304,15 +295,6 @@ def _with_commands(arguments, how):
         how["stdin"] = "".join(command + "\n" for command in commands)
         return list(arguments)
     return list(arguments) + [word for command in commands for word in ("-c", command)]
-
-
-def _same_place(left, right):
-    """Whether map entry `right` continues `left`."""
-    if any(left[key] != right[key] for key in ("depth", "present", "zero", "data")):
-        return False
-    if "offset" in left and "offset" in right:
-        return left["offset"] + left["length"] == right["offset"]
-    return "offset" not in left and "offset" not in right
 
 
 def has(program):

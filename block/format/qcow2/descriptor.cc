@@ -74,6 +74,7 @@ Descriptor Descriptor::decode(std::uint64_t word, std::uint64_t bitmap, const Ge
   } else if ((word & entry_zero) != 0) {
     if (!geometry.zero_flag) throw corrupt("has the zero flag in a version 2 image", word);
     d.zero = 1;
+    d.has_host = d.host.bytes() != 0;  // COPIED says nothing beside the flag
   } else if (d.has_host) {
     d.allocated = 1;
   }

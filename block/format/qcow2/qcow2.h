@@ -166,6 +166,8 @@ class Qcow2 : public Driver,
   Task<void> cut_free_end();
 
   // preallocate.cc
+  Task<bool> looks_preallocated();
+  Task<bool> compare_space();
   static Preallocation for_file(Preallocation preallocation);
   Task<void> preallocate(GuestRange range, Preallocation preallocation);
   Task<void> preallocate_stretch(std::uint64_t first, std::uint64_t count,
@@ -246,6 +248,7 @@ class Qcow2 : public Driver,
   Mapping mapping_;
   Packer packer_;
   DecodedCache decoded_;
+  std::optional<bool> preallocated_;  // see looks_preallocated()
   std::vector<StoredBitmap> stored_bitmaps_;
   bool bitmaps_loaded_ = false;  // the node's persistent bitmaps are those of the image
   bool bitmaps_lost_ = false;    // their directory is damaged

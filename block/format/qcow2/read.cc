@@ -32,7 +32,7 @@ bool Qcow2::extend_run(Run& run, const Descriptor& descriptor, GuestOffset at,
   const auto subcluster = static_cast<unsigned>(in_cluster / geometry_.subcluster_size);
   const Extent::Kind kind = kind_of(descriptor, subcluster);
   std::optional<HostOffset> host;
-  if (descriptor.has_host && !descriptor.compressed && kind != Extent::Kind::backing) {
+  if (descriptor.has_host && !descriptor.compressed) {
     host = descriptor.host + in_cluster;
   }
   if (run.length == 0) {
@@ -77,7 +77,7 @@ Task<Qcow2::Run> Qcow2::find_run(GuestRange range) {
   co_return run;
 }
 
-Task<Extent> Qcow2::map(GuestRange range, MapMode) {
+Task<Extent> Qcow2::map(GuestRange range, MapMode mode) {
   Extent extent;
   const Descriptor first = co_await mapping_.get(geometry_.cluster_of(range.start));
   if (first.compressed) {
@@ -94,6 +94,9 @@ Task<Extent> Qcow2::map(GuestRange range, MapMode) {
   extent.length = run.length;
   extent.host = run.host;
   if (run.host) extent.node = &data().node();
+  if (run.kind == Extent::Kind::data && mode == MapMode::precise) {
+    extent.may_have_holes = co_await looks_preallocated();
+  }
   co_return extent;
 }
 

@@ -87,6 +87,27 @@ Task<std::uint64_t> Refcounts::get(std::uint64_t cluster) {
   co_return load_count(slice.data(), index);
 }
 
+Task<std::uint64_t> Refcounts::count_used(std::uint64_t clusters, std::uint64_t enough) {
+  const std::uint64_t per_slice = cache_.slice_size() * 8 >> header_.refcount_order;
+  std::uint64_t used = 0;
+  for (std::uint64_t first = 0; first < clusters && used < enough;) {
+    const HostOffset block = block_of(first);
+    if (block.bytes() == 0) {
+      first += entries_per_block();
+      continue;
+    }
+    std::uint64_t index = 0;
+    const HostOffset offset = slice_of(block, first, &index);
+    TableCache::Ref slice = co_await cache_.get(offset);
+    const std::uint64_t count = std::min(per_slice, clusters - first);
+    for (std::uint64_t i = 0; i < count; ++i) {
+      if (load_count(slice.data(), i) != 0) ++used;
+    }
+    first += count;
+  }
+  co_return used;
+}
+
 Task<void> Refcounts::increase(std::uint64_t cluster) {
   for (;;) {
     const HostOffset block = block_of(cluster);

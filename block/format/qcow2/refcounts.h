@@ -31,6 +31,9 @@ class Refcounts {
   /// The count of the host cluster with that index (0 where there is no refcount block).
   Task<std::uint64_t> get(std::uint64_t cluster);
 
+  /// How many of the first `clusters` are in use; stops counting at `enough`.
+  Task<std::uint64_t> count_used(std::uint64_t clusters, std::uint64_t enough);
+
   /// Adds 1. Throws Error(EFBIG), with nothing changed, if the count is at its maximum.
   Task<void> increase(std::uint64_t cluster);
   /// The same for a cluster that must be in use: false if its count is 0 or at its maximum.
