@@ -135,6 +135,27 @@ IO = ["read -P 0 0 64k", "write -P 5 0 64k", "read -v 0 32", "read -P 6 0 64k", 
       "read 0", "write -P 300 0 512", "read -P 1 -s 512 -l 512 0 4k", "write -s", "write -z -P 1 0 512"]
 
 
+@case
+def a_dump_shows_the_characters_that_qemu_io_shows(t):
+    t.write("all", bytes(range(256)) * 2)
+    shown = [run("-f", "raw", "all", commands=["read -v 0 256"]).stdout for run in (t.vise_io, t.qemu_io)]
+    t.equal(*[filtered(text) for text in shown], "dumps")
+
+
+@cases(options=[[], ["-d", "ignore"], ["-d", "unmap"]], opened_by=["argument", "open"])
+def a_discard_does_what_it_does_under_qemu_io(t, options, opened_by):
+    t.write("base", b"x" * MIB)
+    found = []
+    for name, run in (("ours", t.vise_io), ("theirs", t.qemu_io)):
+        t.vise_img("create", "-q", "-f", "qcow2", "-b", "base", "-F", "raw", name)
+        if opened_by == "argument":
+            run("-f", "qcow2", *options, name, commands=["discard 128k 64k"])
+        else:
+            run(commands=[" ".join(["open", *options, "-o driver=qcow2", name]), "discard 128k 64k"])
+        found.append(t.map_of("vise_img", name))
+    t.equal(*found, "maps")
+
+
 @cases(command=IO)
 def vise_io_prints_what_qemu_io_prints(t, command):
     outputs = []

@@ -76,6 +76,7 @@ Task<void> run_open(Call& call) {
   if (arguments.operands.size() > 1) call.fail_with_usage();
   ImageArguments image;
   image.read_only = false;
+  image.discard_unmap = true;
   for (const Arguments::Option& option : arguments.options) apply_image_option(option, image);
   if (!arguments.operands.empty()) image.filename = arguments.operands[0];
   const std::string options = joined_options(arguments);

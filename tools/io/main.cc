@@ -31,7 +31,7 @@ constexpr OptionSpec options[] = {
     {'k', "native-aio", nullptr, "like -i native"},
     {'i', "aio", "AIO", "threads, native or io_uring"},
     {'t', "cache", "CACHE", "writeback, none, writethrough, directsync or unsafe"},
-    {'d', "discard", "MODE", "what discard does: ignore (off) or unmap (on)"},
+    {'d', "discard", "MODE", "what discard does: ignore (off) or unmap (on, default)"},
     {'U', "force-share", nullptr, "others may write the image meanwhile; needs -r"},
     {key::object, "object", "OBJECT", "an object that nodes refer to: TYPE,id=ID,…, or help"},
     shared::trace,
@@ -49,6 +49,7 @@ std::string help_text(const Program& program) {
 ImageArguments image_arguments(const Arguments& arguments) {
   ImageArguments image;
   image.read_only = false;
+  image.discard_unmap = true;
   for (const Arguments::Option& option : arguments.options) {
     if (option.key == 'f')
       image.format = option.value;

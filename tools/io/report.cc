@@ -62,8 +62,10 @@ std::string dump_text(std::span<const std::byte> data, std::uint64_t offset) {
     }
     text += ' ';
     for (const std::byte byte : bytes) {
+      // Letters and digits only: what qemu-io shows.
       const char c = static_cast<char>(byte);
-      text += c >= 0x20 && c <= 0x7e ? c : '.';
+      const bool shown = (c >= '0' && c <= '9') || (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z');
+      text += shown ? c : '.';
     }
     text += '\n';
   }

@@ -64,7 +64,7 @@ constexpr std::array open_options = std::to_array<OptionSpec>({
     {'k', nullptr, nullptr, "like -i native"},
     {'U', nullptr, nullptr, "others may write the image meanwhile; needs -r"},
     {'t', nullptr, "CACHE", "writeback, none, writethrough, directsync or unsafe"},
-    {'d', nullptr, "MODE", "what discard does: ignore (off) or unmap (on)"},
+    {'d', nullptr, "MODE", "what discard does: ignore (off) or unmap (on, default)"},
     {'i', nullptr, "AIO", "threads, native or io_uring"},
     {'o', nullptr, "OPTIONS", "options of the driver, key=value,…"},
 });
