@@ -87,6 +87,9 @@ class CompressDriver final : public Filter {
   RangeLocks::Guard enqueue(GuestRange range) {
     return locks_.enqueue(cluster_of(range.start), cluster_of(range.end() - 1));
   }
+  std::vector<WriteBuffer::Entry> buffered(GuestRange range) const {
+    return buffer_.in_range(cluster_of(range.start), cluster_of(range.end() - 1));
+  }
   void drop(GuestRange range);
 
   // Parts of clusters.
@@ -136,9 +139,7 @@ bool holds_something(const BlockStatus& status) {
 // they held is what this read must see at least, and later writes may or may not be seen.
 Task<void> CompressDriver::read(GuestOffset offset, IoVec data) {
   std::vector<WriteBuffer::Entry> held;
-  if (!buffer_.empty()) {
-    held = buffer_.in_range(cluster_of(offset), cluster_of(offset + (data.size() - 1)));
-  }
+  if (!buffer_.empty()) held = buffered({offset, data.size()});
   co_await Filter::read(offset, data);
   for (const WriteBuffer::Entry& entry : held) {
     const GuestRange cluster{start_of(entry->number()), entry->length()};
@@ -188,7 +189,13 @@ Task<void> CompressDriver::discard(GuestRange range) {
   RangeLocks::Guard lock = enqueue(range);
   co_await lock.held();
   co_await Filter::discard(range);
-  drop(range);
+  // The child may ignore the hint, and what it shows then must not be older than what is held.
+  for (const WriteBuffer::Entry& entry : buffered(range)) {
+    const GuestRange cluster{start_of(entry->number()), entry->length()};
+    const BlockStatus status =
+        co_await block_status(child().node(), cluster, MapMode::allocation_only);
+    if (status.zero && status.length >= cluster.length) buffer_.drop(entry->number());
+  }
 }
 
 Task<void> CompressDriver::flush() {
@@ -242,10 +249,7 @@ Task<void> CompressDriver::close() {
 
 void CompressDriver::drop(GuestRange range) {
   if (buffer_.empty()) return;
-  const std::uint64_t last = cluster_of(range.end() - 1);
-  for (const auto& entry : buffer_.in_range(cluster_of(range.start), last)) {
-    buffer_.drop(entry->number());
-  }
+  for (const auto& entry : buffered(range)) buffer_.drop(entry->number());
 }
 
 // Inside one cluster, whose lock the caller holds.
@@ -306,10 +310,7 @@ Task<void> CompressDriver::write_out_locked(BufferedCluster& cluster) {
 Task<void> CompressDriver::write_out_range(GuestRange range) {
   if (buffer_.empty()) co_return;
   TaskScope scope;
-  const std::uint64_t last = cluster_of(range.end() - 1);
-  for (const auto& entry : buffer_.in_range(cluster_of(range.start), last)) {
-    scope.spawn(write_out(entry));
-  }
+  for (const auto& entry : buffered(range)) scope.spawn(write_out(entry));
   co_await scope.join();
 }
 

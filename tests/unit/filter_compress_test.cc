@@ -253,6 +253,21 @@ TEST_F(FilterCompress, ZerosAndWholeClustersReplaceWhatWasBuffered) {
   run(root->detach());
 }
 
+TEST_F(FilterCompress, ADiscardThatTheChildIgnoresLeavesWhatWasBuffered) {
+  disk_.limits.can_discard = true;
+  for (const bool ignored : {true, false}) {
+    SCOPED_TRACE(ignored);
+    disk_.ignores_discards = ignored;
+    auto root = open_filter("all-writes", 0, 16 * cluster);
+    write(*root, 0, cluster, 1);
+    write(*root, 4096, 4096, 2);
+    run(root->discard({GuestOffset(0), 2 * cluster}));
+    run(root->detach());
+    EXPECT_EQ(disk_.bytes[0], ignored ? std::byte{1} : std::byte{0});
+    EXPECT_EQ(disk_.bytes[4096], ignored ? std::byte{2} : std::byte{0});
+  }
+}
+
 TEST_F(FilterCompress, AFailedWriteOutStaysBufferedAndTheFlushTells) {
   auto root = open_filter("new-writes", 0, 16 * cluster);
   bool full = true;

@@ -33,6 +33,7 @@ struct MemoryDisk {
   bool opened = false, closed = false;
   bool read_only = false;  // as told by reopen()
   bool cannot_replace_compressed = false;
+  bool ignores_discards = false;
   std::function<void(Permissions)> on_permissions;
   std::function<void(const char* request, GuestRange range)> on_request;  // may throw
   std::vector<bool> allocated;  // per cluster of limits.cluster_size, where that is set
@@ -111,6 +112,10 @@ class MemoryDriver final : public Driver {
     }
     ++disk_.discards;
     co_await begin("discard", range);
+    if (disk_.ignores_discards) {
+      co_await end();
+      co_return;
+    }
     std::memset(disk_.bytes.data() + range.start.bytes(), 0, range.length);
     allocate(range, false);
     co_await end();
