@@ -56,8 +56,12 @@ void add_file_name(Value::Dict& options, Value::Dict file, bool is_protocol) {
     options = std::move(file);
     return;
   }
-  if (options.contains("file")) {
-    throw Error(EINVAL, "A file name and the option 'file' exclude one another");
+  if (const Value* more = options.find("file")) {
+    // How the named file is opened may be said beside its name, which file it is may not.
+    const bool other = !more->is_dict() || more->as_dict().contains("filename") ||
+                       more->as_dict().contains("driver");
+    if (other) throw Error(EINVAL, "A file name and the option 'file' exclude one another");
+    override_options(file, more->as_dict());
   }
   options.set("file", std::move(file));
 }

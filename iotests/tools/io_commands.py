@@ -95,6 +95,13 @@ def a_temporary_overlay_takes_the_writes(t, arguments):
     t.equal(t.digest("a.qcow2"), before, "content")
 
 
+@cases(mode=[["-i", "threads"], ["-i", "io_uring"], ["-k", "-n"]])
+def the_engine_is_chosen_beside_a_file_name(t, mode):
+    image(t)
+    t.vise_io(*mode, "-f", "qcow2", "a.qcow2", commands=["write -P 9 0 64k", "read -P 9 0 64k"])
+    t.sound("a.qcow2")
+
+
 @case
 def throttle_groups_are_objects(t):
     image(t)
