@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Every option and command that --help lists stands in the man page.
 
-usage: man_test.py VISE_IMG VISE_IO MAN_FOLDER"""
+usage: man_test.py VISE_IMG VISE_IO VISE_NBD MAN_FOLDER"""
 
 import re
 import subprocess
@@ -20,7 +20,7 @@ def entries(text):
             yield match[1]
 
 
-def main(vise_img, vise_io, folder):
+def main(vise_img, vise_io, vise_nbd, folder):
     missing = []
 
     def compare(page, part, text, names):
@@ -47,10 +47,14 @@ def main(vise_img, vise_io, folder):
             name = usage.split()[0]
             compare("vise-io.1", name, page, entries(output(vise_io, "-c", f"help {name}")))
 
+    with open(f"{folder}/vise-nbd.1", encoding="utf-8") as file:
+        page = file.read().replace("\\-", "-")
+    compare("vise-nbd.1", "options", page, entries(output(vise_nbd, "--help")))
+
     for entry in missing:
         print(f"not in {entry}")
     return 1 if missing else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:4]))
+    sys.exit(main(*sys.argv[1:5]))
