@@ -8,8 +8,11 @@
 #include <cerrno>
 
 #include "filter/throttle_group.h"
+#include "util/base64.h"
 #include "util/driver_options.h"
+#include "util/ids.h"
 #include "util/keyval.h"
+#include "util/secret.h"
 #include "vise/error.h"
 #include "vise/options.h"
 
@@ -22,7 +25,26 @@ struct ObjectType {
   std::shared_ptr<Object> (*make)(const Value::Dict& options);
 };
 
-constexpr std::array object_types = {ObjectType{"throttle-group", make_throttle_group}};
+// All requests run on the one event loop: this has an id, and nothing else.
+std::shared_ptr<Object> make_iothread(const Value::Dict& options) {
+  read_value<qapi::IothreadProperties>(options, ValueInput::options);
+  return std::make_shared<Object>();
+}
+
+std::shared_ptr<Object> make_secret(const Value::Dict& options) {
+  const auto properties = read_value<qapi::SecretProperties>(options, ValueInput::options);
+  if (properties.data.has_value() == properties.file.has_value()) {
+    throw Error(EINVAL, "A secret needs either 'data' or 'file'");
+  }
+  std::string text = properties.data ? *properties.data : Secret::read_file(*properties.file);
+  if (properties.format == qapi::SecretFormat::base64) text = decode_base64(text);
+  return std::make_shared<Secret>(std::move(text));
+}
+
+// In alphabetical order.
+constexpr std::array object_types = {ObjectType{"iothread", make_iothread},
+                                     ObjectType{"secret", make_secret},
+                                     ObjectType{"throttle-group", make_throttle_group}};
 
 std::string take_text(Value::Dict& options, std::string_view name) {
   const std::optional<Value> value = options.take(name);
@@ -43,28 +65,28 @@ const ObjectType& type_of_name(const std::string& name) {
   throw Error(EINVAL, message);
 }
 
-bool is_well_formed(std::string_view id) {
-  const auto letter = [](char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'); };
-  return !id.empty() && letter(id.front()) && std::ranges::all_of(id, [&](char c) {
-    return letter(c) || (c >= '0' && c <= '9') || c == '-' || c == '.' || c == '_';
-  });
-}
-
 }  // namespace
 
 void ObjectTable::create(Value::Dict options) {
   options = nest_dotted_keys(std::move(options));
   const ObjectType& type = type_of_name(take_text(options, "qom-type"));
   std::string id = take_text(options, "id");
-  if (!is_well_formed(id)) {
-    throw Error(EINVAL, fmt::format("'{}' is not an id: letters, digits, '-', '.' and '_', the "
-                                    "first one a letter",
-                                    id));
-  }
+  require_id(id, "an object");
   if (find(id) != nullptr) {
     throw Error(EEXIST, fmt::format("There is an object with the id '{}' already", id));
   }
   objects_.emplace_back(std::move(id), type.make(options));
+}
+
+void ObjectTable::remove(std::string_view id) {
+  const auto found = std::ranges::find(objects_, id, &decltype(objects_)::value_type::first);
+  if (found == objects_.end()) {
+    throw Error(ENOENT, fmt::format("object '{}' not found", id));
+  }
+  if (found->second.use_count() > 1) {
+    throw Error(EBUSY, fmt::format("object '{}' is in use, can not be deleted", id));
+  }
+  objects_.erase(found);
 }
 
 std::shared_ptr<Object> ObjectTable::find(std::string_view id) const {

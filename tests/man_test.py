@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Every option and command that --help lists stands in the man page.
 
-usage: man_test.py VISE_IMG VISE_IO VISE_NBD MAN_FOLDER"""
+usage: man_test.py VISE_IMG VISE_IO VISE_NBD VISE_STORAGE_DAEMON MAN_FOLDER"""
 
 import re
 import subprocess
@@ -20,7 +20,7 @@ def entries(text):
             yield match[1]
 
 
-def main(vise_img, vise_io, vise_nbd, folder):
+def main(vise_img, vise_io, vise_nbd, daemon, folder):
     missing = []
 
     def compare(page, part, text, names):
@@ -50,6 +50,9 @@ def main(vise_img, vise_io, vise_nbd, folder):
     with open(f"{folder}/vise-nbd.1", encoding="utf-8") as file:
         page = file.read().replace("\\-", "-")
     compare("vise-nbd.1", "options", page, entries(output(vise_nbd, "--help")))
+    with open(f"{folder}/vise-storage-daemon.1", encoding="utf-8") as file:
+        page = file.read().replace("\\-", "-")
+    compare("vise-storage-daemon.1", "options", page, entries(output(daemon, "--help")))
 
     for entry in missing:
         print(f"not in {entry}")
@@ -57,4 +60,4 @@ def main(vise_img, vise_io, vise_nbd, folder):
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:5]))
+    sys.exit(main(*sys.argv[1:6]))

@@ -111,6 +111,10 @@ Task<std::shared_ptr<Node>> Graph::open(OpenRequest request) {
   }
 }
 
+Task<std::shared_ptr<Node>> Graph::open_as(const DriverType& type, OpenRequest request) {
+  return Internals::open_node(*this, &type, std::move(request), nullptr, EdgeRole::root);
+}
+
 Task<std::unique_ptr<Child>> Graph::open_root(OpenRequest request) {
   std::shared_ptr<Node> node = co_await open(std::move(request));
   Permissions wanted{Permission::consistent_read, Permissions::all()};

@@ -53,6 +53,9 @@ struct Node::Tracking {
   std::uint64_t write_generation = 1;
   std::uint64_t flushed_generation = 0;
 
+  /// A write that reaches past this offset is told once (BLOCK_WRITE_THRESHOLD); 0: none is.
+  std::uint64_t write_threshold = 0;
+
   std::unique_ptr<BitmapSet> bitmaps;  // null: there never were any
 
   std::uint64_t visit = 0;  // scratch of walks over the graph

@@ -54,6 +54,8 @@ class Node : public std::enable_shared_from_this<Node> {
   const Value::Dict& full_options() const { return full_options_; }
 
   std::uint64_t size() const { return driver_->size(); }
+  /// Lives without parents: see Graph::adopt().
+  bool owned_by_graph() const { return owned_by_graph_; }
   const std::vector<Child*>& parents() const { return parents_; }
   const std::vector<Child*>& children() const { return children_; }
   /// The child with that name, or null.
@@ -121,6 +123,9 @@ class Graph {
   /// Opens a node with all it needs. The result has no parents yet: attach() to it, or it is
   /// closed by release(). Errors name the file.
   Task<std::shared_ptr<Node>> open(OpenRequest request);
+  /// The same with a driver that stands in no table: the filters that jobs put above nodes. `type`
+  /// outlives the node.
+  Task<std::shared_ptr<Node>> open_as(const DriverType& type, OpenRequest request);
   /// Closes `node` unless it has parents or is owned by name.
   Task<void> release(std::shared_ptr<Node> node);
 
@@ -155,6 +160,9 @@ class Graph {
   std::function<void(const std::string&)> on_warning;
   /// Told once for each node, the first time it finds its image corrupt; default: a warning.
   std::function<void(const ImageCorruption&)> on_image_corrupted;
+  /// Called with events of nodes, named and described as in QMP (qapi/). May be empty. Must not
+  /// throw; requests are under way.
+  std::function<void(std::string_view event, Value::Dict data)> on_event;
   /// May json:, protocol prefixes etc. in backing names of images be followed? Default: plain file
   /// names only.
   bool trust_image_names = false;

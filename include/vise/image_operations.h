@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -14,6 +15,7 @@
 
 namespace vise {
 
+class Child;
 struct CreateOption;
 class Node;
 
@@ -82,6 +84,9 @@ class HasSnapshots {
 class HasBackingFile {
  public:
   virtual ~HasBackingFile() = default;
+  /// Puts another edge (null: none) where the one to the backing image was, and gives that one,
+  /// which the caller detaches. What the image says stays as it is.
+  virtual std::unique_ptr<Child> exchange_backing(std::unique_ptr<Child> backing) = 0;
   /// Changes what the image says; the node goes on with the backing image it has. Both are stored
   /// as they are; empty: none. Stable when it completes. Error(ENOSPC) if there is no room.
   virtual Task<void> change_backing_file(std::string filename, std::string format) = 0;

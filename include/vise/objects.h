@@ -22,6 +22,8 @@ class ObjectTable {
   /// Makes an object of {"qom-type": TYPE, "id": ID, …}, nested or with dotted keys, values as
   /// typed (strings) or JSON. Throws Error(EINVAL / EEXIST).
   void create(Value::Dict options);
+  /// Throws Error(ENOENT) for unknown ids, EBUSY for an object that somebody holds.
+  void remove(std::string_view id);
   /// Null if there is none. Whoever holds it keeps it alive.
   std::shared_ptr<Object> find(std::string_view id) const;
   /// Names of the types there are, sorted.

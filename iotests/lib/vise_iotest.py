@@ -240,7 +240,7 @@ class Iotest:
     def fails_clearly(self, result, *texts):
         """One `vise-…: …` line on stderr that holds all `texts` (regular expressions)."""
         first = result.stderr.strip().splitlines()[0] if result.stderr.strip() else ""
-        self.check(re.match(r"vise-\w+: ", first), f"no 'vise-…: …' line on stderr\n{result}")
+        self.check(re.match(r"vise-[\w-]+: ", first), f"no 'vise-…: …' line on stderr\n{result}")
         for text in texts:
             self.check(re.search(text, result.stderr, re.I), f"stderr lacks /{text}/\n{result}")
 

@@ -2,13 +2,26 @@
 
 from .schema import Alternate, Command, Enum, Event, Heading, Struct, Union
 
-TOP = """\
+QAPI_TOP = """\
 # The schema: options, creation options and results
 
 This page is made from `{source}` by `qapi/generate.py`; a unit test keeps the two together. Names,
 types and meaning are those of the block layer's users and tools: option strings spell members
 `key=value` with dots for nesting, `json:` names and results are JSON.
 """
+
+QMP_TOP = """\
+# QMP: commands and events of vise-storage-daemon
+
+This page is made from `{source}` by `qapi/generate.py`; a unit test keeps the two together. Types
+of options and results that other programs use as well are in [qapi.md](qapi.md).
+"""
+
+# Page -> (how it starts, whether a schema file is on it).
+PAGES = {
+    "qapi.md": (QAPI_TOP, lambda file: not file.name.startswith("qmp-")),
+    "qmp.md": (QMP_TOP, lambda file: file.name.startswith("qmp-")),
+}
 
 
 def flat(text):
@@ -17,13 +30,17 @@ def flat(text):
 
 
 class DocsGenerator:
-    def __init__(self, schema, source):
+    def __init__(self, schema, source, page="qapi.md"):
         self.schema = schema
         self.source = source
+        self.page = page
 
     def text(self):
-        out = [TOP.format(source=self.source)]
+        top, is_here = PAGES[self.page]
+        out = [top.format(source=self.source)]
         for item in self.schema.chapters:
+            if not is_here(item.file if isinstance(item, Heading) else item.definition.file):
+                continue
             if isinstance(item, Heading):
                 out.append(f"\n## {item.title}\n")
                 if item.text:
@@ -91,4 +108,7 @@ class DocsGenerator:
         entity = self.schema.entities.get(name)
         if entity is None:
             return name
-        return f"[{name}](#{name.lower()}-{entity.kind})"
+        file = entity.definition.file
+        page = next(page for page, (_, is_here) in PAGES.items() if is_here(file))
+        target = "" if page == self.page else page
+        return f"[{name}]({target}#{name.lower()}-{entity.kind})"

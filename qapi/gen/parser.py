@@ -66,6 +66,7 @@ class Heading:
 
     title: str
     text: str
+    file: Path
 
 
 TOKEN = re.compile(
@@ -259,7 +260,7 @@ class Parser:
         first_line, first = lines[0]
         if first.startswith("= "):
             text = "\n".join(text for _, text in lines[1:]).strip()
-            items.append(Heading(first[2:].strip(), text))
+            items.append(Heading(first[2:].strip(), text, self.path))
             return None
         match = re.fullmatch(rf"@({NAME}):", first)
         if match is None:

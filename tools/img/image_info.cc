@@ -1,69 +1,19 @@
 #include "tools/img/image_info.h"
 
 #include <fmt/format.h>
-#include <sys/stat.h>
 
 #include <iterator>
-#include <optional>
+#include <utility>
 
-#include "graph/file_names.h"
-#include "qapi/qapi-types.h"
-#include "tools/common/open.h"
+#include "graph/image_info.h"
 #include "tools/common/sizes.h"
 #include "tools/common/snapshot_list.h"
 #include "tools/common/specific.h"
 #include "vise/child.h"
-#include "vise/error.h"
 
 namespace vise::tools {
 
 namespace {
-
-// What the file system has given to the files of an image; its backing image not included.
-std::optional<std::uint64_t> allocated_bytes(const Node& node) {
-  if (node.type().kind == DriverKind::protocol) {
-    struct stat status = {};
-    const Value* path = node.full_options().find("filename");
-    if (path == nullptr || !path->is_string() || stat(path->as_string().c_str(), &status) != 0) {
-      return std::nullopt;
-    }
-    return static_cast<std::uint64_t>(status.st_blocks) * 512;
-  }
-  std::uint64_t sum = 0;
-  for (const Child* child : node.children()) {
-    if (child->role() == EdgeRole::backing) continue;
-    const std::optional<std::uint64_t> bytes = allocated_bytes(child->node());
-    if (!bytes) return std::nullopt;
-    sum += *bytes;
-  }
-  return sum;
-}
-
-bool is_remote_or_json(const std::string& name) {
-  return name.starts_with(json_prefix) || !protocol_prefix(name).empty();
-}
-
-void set_backing(Value::Dict& result, const Node& node, const DriverInfo& info) {
-  if (!info.backing_filename || info.backing_filename->empty()) return;
-  result.set("backing-filename", *info.backing_filename);
-  const std::string full = is_remote_or_json(*info.backing_filename)
-                               ? *info.backing_filename
-                               : resolve_relative(node.protocol_filename(), *info.backing_filename);
-  result.set("full-backing-filename", full);
-  if (info.backing_format && !info.backing_format->empty()) {
-    result.set("backing-filename-format", *info.backing_format);
-  }
-}
-
-// A file always says what it is, even where it has nothing specific to tell.
-Value specific_of(const Node& node, DriverInfo& info) {
-  if (!info.format_specific.is_null()) return std::move(info.format_specific);
-  if (node.type().name != "file") return {};
-  qapi::ImageInfoSpecific specific;
-  specific.type = qapi::ImageInfoSpecificKind::file;
-  specific.branch = qapi::ImageInfoSpecificFileWrapper();
-  return to_value(specific);
-}
 
 Task<Value::List> children_info(Node& node) {
   Value::List result;
@@ -135,23 +85,11 @@ std::string head_text(const Value& info, const std::string& pad) {
 }  // namespace
 
 Task<Value> image_info(Node& node) {
-  DriverInfo info = co_await node.driver().info();
   Value::Dict result;
   Value::List children = co_await children_info(node);
   result.set("children", std::move(children));
-  result.set("virtual-size", shown_size(node.size()));
-  result.set("filename", node.filename());
-  result.set("format", node.type().name);
-  const std::optional<std::uint64_t> disk = allocated_bytes(node);
-  if (disk) result.set("actual-size", *disk);
-  if (info.encrypted) result.set("encrypted", true);
-  if (info.cluster_size > 0) result.set("cluster-size", info.cluster_size);
-  result.set("dirty-flag", info.dirty.value_or(false));
-  set_backing(result, node, info);
-  const bool has_snapshots = info.snapshots.is_list() && !info.snapshots.as_list().empty();
-  if (has_snapshots) result.set("snapshots", std::move(info.snapshots));
-  Value specific = specific_of(node, info);
-  if (!specific.is_null()) result.set("format-specific", std::move(specific));
+  const Value own = co_await node_image_info(node);
+  for (const auto& [name, value] : own.as_dict()) result.set(name, value);
   co_return result;
 }
 

@@ -82,6 +82,7 @@ class Qcow2 : public Driver,
   Task<void> apply_snapshot(SnapshotSelector which) override;
   Task<void> delete_snapshot(SnapshotSelector which) override;
   Task<void> view_snapshot(SnapshotSelector which) override;
+  std::unique_ptr<Child> exchange_backing(std::unique_ptr<Child> backing) override;
   Task<void> change_backing_file(std::string filename, std::string format) override;
   Task<void> make_empty() override;
   std::span<const CreateOption> amend_options() const override;

@@ -48,6 +48,10 @@ Task<void> Qcow2::change_backing_file(std::string filename, std::string format) 
   co_await write_header(std::move(header));
 }
 
+std::unique_ptr<Child> Qcow2::exchange_backing(std::unique_ptr<Child> backing) {
+  return std::exchange(backing_, std::move(backing));
+}
+
 Task<void> Qcow2::make_empty() {
   co_await begin_operation();
   co_await drop_l1_entries(0);
