@@ -5,35 +5,57 @@ import struct
 
 from vise_iotest import *
 
-HEADER = {  # what is patched: (offset, bytes, text that the error must hold)
-    "magic": (0, b"QFX\xfb", ""),
-    "version 0": (4, struct.pack(">I", 0), "version"),
-    "version 4": (4, struct.pack(">I", 4), "version"),
-    "backing name beyond the first cluster": (8, struct.pack(">QI", 1 << 40, 10), "backing"),
-    "backing name too long": (8, struct.pack(">QI", 1024, 5000), "backing"),
-    "cluster bits 8": (20, struct.pack(">I", 8), "cluster"),
-    "cluster bits 22": (20, struct.pack(">I", 22), "cluster"),
-    "cluster bits 2^32-1": (20, struct.pack(">I", 0xffffffff), "cluster"),
-    "size beyond the L1 table": (24, struct.pack(">Q", 1 << 60), "L1|size|big|large"),
-    "size 2^64-512": (24, struct.pack(">Q", (1 << 64) - 512), "L1|size|big|large"),
-    "encryption method 3": (32, struct.pack(">I", 3), "encr|crypt"),
-    "L1 table too large": (36, struct.pack(">I", 0x20000000), "L1"),
-    "L1 table of no entries": (36, struct.pack(">I", 0), "L1"),
-    "L1 table not aligned": (40, struct.pack(">Q", 0x30200), "L1"),
-    "L1 table past 2^63": (40, struct.pack(">Q", 1 << 63), "L1"),
-    "refcount table not aligned": (48, struct.pack(">Q", 0x10200), "refcount|reference count"),
-    "refcount table past 2^63": (48, struct.pack(">Q", 1 << 63), "refcount|reference count"),
-    "refcount table of no clusters": (56, struct.pack(">I", 0), "refcount|reference count"),
-    "refcount table too large": (56, struct.pack(">I", 0x10000), "refcount|reference count"),
-    "65537 snapshots": (60, struct.pack(">IQ", 65537, 0x50000), "snapshot"),
-    "snapshot table not aligned": (60, struct.pack(">IQ", 1, 0x50200), "snapshot"),
-    "unknown incompatible feature": (72, struct.pack(">Q", 1 << 40), "feature"),
-    "compression bit without a type": (72, struct.pack(">Q", 8), "compression"),
-    "refcount order 7": (96, struct.pack(">I", 7), "refcount|reference count"),
-    "header length 96": (100, struct.pack(">I", 96), "header"),
-    "header length beyond the cluster": (100, struct.pack(">I", 1 << 20), "header"),
-    "compression type 2": (104, b"\x02", "compression"),
-    "extension longer than the cluster": (112, struct.pack(">II", 0x12345678, 0xfffffff0), "extension"),
+HEADER = {  # what is patched: (offset, bytes, text of the error)
+    "magic": (0, b"QFX\xfb", "not in qcow2 format"),
+    "version 0": (4, struct.pack(">I", 0), "version 0 is not supported, only 2 and 3"),
+    "version 4": (4, struct.pack(">I", 4), "version 4 is not supported, only 2 and 3"),
+    "backing name beyond the first cluster":
+        (8, struct.pack(">QI", 1 << 40, 10),
+         "Backing file name offset 1099511627776 is beyond the first cluster of 65536"),
+    "backing name too long":
+        (8, struct.pack(">QI", 1024, 5000), "Backing file name of 5000 bytes is longer than 1023"),
+    "cluster bits 8": (20, struct.pack(">I", 8), "Cluster size 2^8 is outside 2^9 to 2^21"),
+    "cluster bits 22": (20, struct.pack(">I", 22), "Cluster size 2^22 is outside 2^9 to 2^21"),
+    "cluster bits 2^32-1":
+        (20, struct.pack(">I", 0xffffffff), "Cluster size 2^4294967295 is outside 2^9 to 2^21"),
+    "size that needs a larger L1 table":
+        (24, struct.pack(">Q", 1 << 30), "L1 table is too small: 1 entries, 2 needed for 1073741824"),
+    "size beyond any L1 table":
+        (24, struct.pack(">Q", 1 << 60), "Virtual size 1152921504606846976 is too large"),
+    "size 2^64-512":
+        (24, struct.pack(">Q", (1 << 64) - 512), "Virtual size 18446744073709551104 is too large"),
+    "encryption method 3": (32, struct.pack(">I", 3), "Encryption method 3 is not 0 to 2"),
+    "L1 table too large":
+        (36, struct.pack(">I", 0x20000000), "L1 table of 536870912 entries is larger than 4194304"),
+    "L1 table of no entries":
+        (36, struct.pack(">I", 0), "L1 table is too small: 0 entries, 1 needed for 1048576"),
+    "L1 table not aligned":
+        (40, struct.pack(">Q", 0x30200), "L1 table offset 0x30200 is not a multiple of the cluster size"),
+    "L1 table past 2^63":
+        (40, struct.pack(">Q", 1 << 63), "L1 table at 0x8000000000000000 ends beyond 2^63"),
+    "refcount table not aligned":
+        (48, struct.pack(">Q", 0x10200), "Refcount table offset 0x10200 is not a multiple of the cluster"),
+    "refcount table past 2^63":
+        (48, struct.pack(">Q", 1 << 63), "Refcount table at 0x8000000000000000 ends beyond 2^63"),
+    "refcount table of no clusters": (56, struct.pack(">I", 0), "no refcount table"),
+    "refcount table too large":
+        (56, struct.pack(">I", 0x10000), "Refcount table of 65536 clusters is larger than 128"),
+    "65537 snapshots": (60, struct.pack(">IQ", 65537, 0x50000), "65537 snapshots, more than 65536"),
+    "snapshot table not aligned":
+        (60, struct.pack(">IQ", 1, 0x50200), "Snapshot table offset 0x50200 is not a multiple of"),
+    "unknown incompatible feature":
+        (72, struct.pack(">Q", 1 << 40), "unsupported qcow2 features: unknown bits 0x10000000000"),
+    "compression bit without a type":
+        (72, struct.pack(">Q", 8), "Compression type 0 and incompatible feature bit 3 (set) contradict"),
+    "refcount order 7": (96, struct.pack(">I", 7), "Reference count width 2^7 is more than 64 bits"),
+    "header length 96": (100, struct.pack(">I", 96), "Header length 96 is not a multiple of 8 from 104"),
+    "header length beyond the cluster":
+        (100, struct.pack(">I", 1 << 20), "Header length 1048576 is not a multiple of 8 from 104"),
+    "compression type 2":
+        (104, b"\x02", "Compression type 2 and incompatible feature bit 3 (clear) contradict"),
+    "extension longer than the cluster":
+        (112, struct.pack(">II", 0x12345678, 0xfffffff0),
+         "Header extension 0x12345678 at byte 112 has 4294967280 bytes"),
 }
 
 
@@ -66,13 +88,13 @@ def survive(t, image, code=None):
 @cases(rule=list(HEADER))
 def a_header_that_breaks_a_rule_is_refused(t, rule):
     offset, data, text = HEADER[rule]
+    text = re.escape("Could not open 'a.qcow2': ") + ".*" + re.escape(text)
     t.patch(make(t), offset, data)
     before = t.digest("a.qcow2")
-    t.fails_clearly(t.vise_img("map", "-f", "qcow2", "a.qcow2", code=1), "a.qcow2", text)
-    t.fails_clearly(t.vise_img("convert", "-f", "qcow2", "-O", "raw", "a.qcow2", "out", code=1),
-                    "a.qcow2", text)
-    t.fails_clearly(t.vise_io("-f", "qcow2", "a.qcow2", commands=["write 0 512"], code=1), "a.qcow2",
-                    text)
+    t.fails_clearly(t.vise_img("map", "-f", "qcow2", "a.qcow2", code=1), text)
+    t.fails_clearly(t.vise_img("convert", "-f", "qcow2", "-O", "raw", "a.qcow2", "out", code=1), text)
+    t.fails_clearly(t.vise_io("-f", "qcow2", "a.qcow2", commands=["write 0 512"], code=1),
+                    "a.qcow2", text.split(".*")[1])
     survive(t, "a.qcow2")
     t.equal(t.digest("a.qcow2"), before, "the image")
 
@@ -185,10 +207,9 @@ def an_l2_entry_that_points_at_the_header_is_not_written_through(t):
     l2 = struct.unpack(">Q", t.read("a.qcow2")[l1:l1 + 8])[0] & ((1 << 56) - 512)
     t.patch("a.qcow2", l2, struct.pack(">Q", 1 << 63))  # COPIED, host offset 0
     before = t.read("a.qcow2")[:512]
-    t.vise_io("-f", "qcow2", "a.qcow2", commands=["write -P 9 0 64k"], code=None)
-    after = t.read("a.qcow2")[:512]
-    # The corrupt bit may be set (bit 1 of the last byte of the incompatible features).
-    t.equal(after[:79] + bytes([after[79] & ~2]) + after[80:], before, "header")
+    # (Without a data file, offset 0 means that there is no cluster, whatever the flag says.)
+    t.vise_io("-f", "qcow2", "a.qcow2", commands=["write -P 9 0 64k", "read -P 9 0 64k"])
+    t.equal(t.read("a.qcow2")[:512], before, "header")
 
 
 @case
