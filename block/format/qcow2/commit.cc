@@ -74,6 +74,7 @@ Task<void> Qcow2::commit() {
   const std::uint64_t mine = ++commits_wanted_;
   AsyncMutex::Guard guard = co_await commit_mutex_.lock();
   if (commits_covered_ >= mine) co_return;
+  require_running();
   co_await file_->event(Event::flush_to_os);
   const std::uint64_t covered = commits_wanted_;
   if (mapping_.is_dirty()) {

@@ -23,6 +23,7 @@ std::uint64_t trimmed_length(const Descriptor& cluster, const Descriptor* next) 
 }  // namespace
 
 Task<EncodedRun> Qcow2::read_encoded(GuestRange range) {
+  require_sound();
   FlightRegister::Flight flight(flights_);
   EncodedRun run;
   const std::uint64_t cluster_size = geometry_.cluster_size;

@@ -15,12 +15,14 @@
 namespace vise::qcow2 {
 
 Mapping::Mapping(Header& header, const Geometry& geometry, Child& file, Space& space,
-                 std::uint64_t slice_size, std::uint64_t cache_size)
+                 std::uint64_t slice_size, std::uint64_t cache_size, OverlapGuard& guard)
     : header_(header),
       geometry_(geometry),
       file_(file),
       space_(space),
-      cache_(file, slice_size, cache_size, {Event::l2_load, Event::l2_update}) {}
+      guard_(guard),
+      cache_(file, slice_size, cache_size, {Event::l2_load, Event::l2_update}, guard,
+             Metadata::active_l2) {}
 
 Task<void> Mapping::load() {
   const HostRange range = header_.l1_table();
@@ -29,6 +31,14 @@ Task<void> Mapping::load() {
   l1_.resize(header_.l1_entries);
   for (std::size_t i = 0; i < l1_.size(); ++i) {
     l1_[i] = load_be<std::uint64_t>(bytes.data() + i * 8);
+  }
+  guard_tables();
+}
+
+void Mapping::guard_tables() {
+  guard_.clear(Metadata::active_l2);
+  for (const std::uint64_t entry : l1_) {
+    guard_.add(Metadata::active_l2, HostOffset(entry & entry_offset_mask));
   }
 }
 
@@ -145,6 +155,8 @@ Task<void> Mapping::make_table(std::uint64_t l1_index) {
   }
   l1_[l1_index] = fresh.start.bytes() | entry_copied;
   dirty_l1_.insert(l1_index);
+  guard_.remove(Metadata::active_l2, old_table);
+  guard_.add(Metadata::active_l2, fresh.start);
   if (old_table.bytes() != 0) {
     space_.free_clusters_later({old_table, geometry_.cluster_size}, Space::Reason::overwritten);
   }
@@ -185,6 +197,7 @@ void Mapping::drop_tables(std::uint64_t first) {
     if (table.bytes() == 0) continue;
     l1_[index] = 0;
     dirty_l1_.insert(index);
+    guard_.remove(Metadata::active_l2, table);
     cache_.forget({table, geometry_.cluster_size});
     space_.free_clusters_later({table, geometry_.cluster_size}, Space::Reason::discarded);
   }
@@ -194,6 +207,7 @@ void Mapping::replace(std::vector<std::uint64_t> l1) {
   assert(dirty_l1_.empty());
   cache_.clear();
   l1_ = std::move(l1);
+  guard_tables();
 }
 
 Mapping::Changes Mapping::changes() const {
@@ -227,7 +241,10 @@ Task<void> Mapping::write_links(Changes& changes) {
     Buffer entry(8);
     store_be(entry.data(), changes.l1_entries[i]);
     co_await file_.event(Event::l1_update);
-    co_await file_.write(header_.l1_offset + index * 8, ConstIoVec(entry.span()));
+    const HostRange place{header_.l1_offset + index * 8, entry.size()};
+    const auto hit = guard_.find(place, Metadata::active_l1);
+    if (hit) co_await guard_.refuse(*hit, place);
+    co_await file_.write(place.start, ConstIoVec(entry.span()));
     if (l1_[index] == changes.l1_entries[i]) dirty_l1_.erase(index);
   }
 }

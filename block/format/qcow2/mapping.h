@@ -19,7 +19,7 @@ namespace vise::qcow2 {
 class Mapping {
  public:
   Mapping(Header& header, const Geometry& geometry, Child& file, Space& space,
-          std::uint64_t slice_size, std::uint64_t cache_size);
+          std::uint64_t slice_size, std::uint64_t cache_size, OverlapGuard& guard);
 
   /// Reads the active L1 table.
   Task<void> load();
@@ -78,12 +78,14 @@ class Mapping {
   HostOffset table_of(std::uint64_t l1_index) const;
   HostOffset slice_of(HostOffset table, std::uint64_t cluster, std::uint64_t* index) const;
   Stretch decode(TableCache::Ref& slice, std::uint64_t index, std::uint64_t most) const;
+  void guard_tables();
   Task<void> make_table(std::uint64_t l1_index);
 
   Header& header_;
   const Geometry& geometry_;
   Child& file_;
   Space& space_;
+  OverlapGuard& guard_;
   TableCache cache_;
   std::vector<std::uint64_t> l1_;     // as in memory; the disk may be behind
   std::set<std::uint64_t> dirty_l1_;  // indices that differ from the disk

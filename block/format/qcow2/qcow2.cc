@@ -8,6 +8,7 @@
 
 #include <fmt/format.h>
 
+#include "format/qcow2/snapshot_table.h"
 #include "util/driver_options.h"
 #include "vise/context.h"
 #include "vise/error.h"
@@ -23,9 +24,50 @@ constexpr std::uint64_t default_l2_slice_size = 16u << 10;  // bytes
 // Fewer cached slices than one request touches would only make it read them again and again.
 constexpr std::uint64_t smallest_cache = 64u << 10;  // bytes
 
+// What needs no reading from the disk for each write is the default; `all` looks at the L2 tables
+// of the snapshots too, once.
+MetadataSet overlap_checks(qapi::Qcow2OverlapCheckMode mode) {
+  const MetadataSet constant = MetadataSet(Metadata::main_header) | Metadata::refcount_table |
+                               Metadata::snapshot_table | Metadata::bitmap_directory;
+  const MetadataSet cached = constant | Metadata::active_l1 | Metadata::active_l2 |
+                             Metadata::refcount_block | Metadata::inactive_l1;
+  switch (mode) {
+    case qapi::Qcow2OverlapCheckMode::none:
+      return {};
+    case qapi::Qcow2OverlapCheckMode::constant:
+      return constant;
+    case qapi::Qcow2OverlapCheckMode::cached:
+      return cached;
+    case qapi::Qcow2OverlapCheckMode::all:
+      return cached | Metadata::inactive_l2;
+  }
+  return cached;
+}
+
+// A template, of which single checks are switched on or off.
+MetadataSet overlap_checks(const std::optional<qapi::Qcow2OverlapChecks>& option) {
+  using Mode = qapi::Qcow2OverlapCheckMode;
+  if (!option) return overlap_checks(Mode::cached);
+  if (const Mode* mode = std::get_if<Mode>(&option->value)) return overlap_checks(*mode);
+  const auto& flags = std::get<qapi::Qcow2OverlapCheckFlags>(option->value);
+  MetadataSet result = overlap_checks(flags.template_.value_or(Mode::cached));
+  const auto apply = [&result](const std::optional<bool>& flag, Metadata kind) {
+    if (flag) result = *flag ? result | kind : result.without(kind);
+  };
+  apply(flags.main_header, Metadata::main_header);
+  apply(flags.active_l1, Metadata::active_l1);
+  apply(flags.active_l2, Metadata::active_l2);
+  apply(flags.refcount_table, Metadata::refcount_table);
+  apply(flags.refcount_block, Metadata::refcount_block);
+  apply(flags.snapshot_table, Metadata::snapshot_table);
+  apply(flags.inactive_l1, Metadata::inactive_l1);
+  apply(flags.inactive_l2, Metadata::inactive_l2);
+  apply(flags.bitmap_directory, Metadata::bitmap_directory);
+  return result;
+}
+
 Settings read_settings(OpenContext& context) {
   const auto options = read_options<qapi::BlockdevOptionsQcow2>(context);
-  if (options.overlap_check) throw Error(ENOTSUP, "option overlap-check is not supported");
   if (options.cache_clean_interval.value_or(0) != 0) {
     throw Error(ENOTSUP, "option cache-clean-interval is not supported");
   }
@@ -52,6 +94,7 @@ Settings read_settings(OpenContext& context) {
   settings.pass_discard_snapshot = options.pass_discard_snapshot.value_or(true);
   settings.pass_discard_other = options.pass_discard_other.value_or(false);
   settings.discard_no_unref = options.discard_no_unref.value_or(false);
+  settings.overlap_checks = overlap_checks(options.overlap_check);
   return settings;
 }
 
@@ -106,9 +149,11 @@ Qcow2::Qcow2(Node& node, Header header, const Settings& settings, std::unique_pt
       settings_(settings),
       file_(std::move(file)),
       read_only_(read_only),
-      refcounts_(header_, *file_, settings.refcount_cache_size),
-      space_(geometry_, refcounts_, *file_, flights_, rules_),
-      mapping_(header_, geometry_, *file_, space_, settings.l2_slice_size, settings.l2_cache_size),
+      guard_(header_, settings.overlap_checks),
+      refcounts_(header_, *file_, settings.refcount_cache_size, guard_, stopped_),
+      space_(geometry_, refcounts_, *file_, flights_, rules_, guard_),
+      mapping_(header_, geometry_, *file_, space_, settings.l2_slice_size, settings.l2_cache_size,
+               guard_),
       packer_(*file_),
       decoded_(settings.decoded_cache_size) {
   space_.discards_on_request = settings.pass_discard_request;
@@ -117,6 +162,7 @@ Qcow2::Qcow2(Node& node, Header header, const Settings& settings, std::unique_pt
     mapping_.cache().forget(range);
     decoded_.forget(range);
   };
+  guard_.refuse = [this](Metadata kind, HostRange range) { return refuse_write(kind, range); };
   tickets_.on_change = [this] {
     if (!tickets_.next_is_appending()) packer_.send();
   };
@@ -204,20 +250,11 @@ Task<void> Qcow2::prepare_for_writing() {
   if ((header_.incompatible_features & incompatible::dirty) != 0) {
     co_await repair_dirty().context("repairing the image, which was not closed cleanly");
   }
-  // A table whose clusters count as free would be given out as space and overwritten.
-  for (const HostRange& table :
-       {HostRange{HostOffset(0), 1}, header_.l1_table(), header_.refcount_table()}) {
-    if (table.empty()) continue;
-    const std::uint64_t last = (table.end() - 1).bytes() >> geometry_.cluster_bits;
-    for (std::uint64_t c = table.start.bytes() >> geometry_.cluster_bits; c <= last; ++c) {
-      const std::uint64_t count = co_await refcounts_.get(c);
-      if (count == 0) {
-        throw Error(EIO, fmt::format("the image is corrupt: host cluster {} holds metadata but "
-                                     "counts as free",
-                                     c));
-      }
-    }
-  }
+  const SnapshotTable snapshots =
+      co_await SnapshotTable::read(*file_, header_, SnapshotTable::Mode::tolerant);
+  header_.check_writable(snapshots.length);
+  co_await guard_snapshots(snapshots);
+  co_await require_counted_tables();
   constexpr std::uint64_t known = autoclear::bitmaps | autoclear::raw_data_file;
   if ((header_.autoclear_features & ~known) != 0) {
     co_await write_autoclear(header_.autoclear_features & known);
@@ -259,6 +296,12 @@ Limits Qcow2::limits() const {
 
 Task<void> Qcow2::reopen(bool read_only) {
   if (read_only == read_only_) co_return;
+  if (stopped_) {
+    if (!read_only) require_running();
+    co_await packer_.idle();
+    read_only_ = true;
+    co_return;
+  }
   if (read_only) {
     co_await settle();
     // If storing them fails, the image may offer bitmaps that would miss what is written later.
@@ -307,7 +350,11 @@ Task<void> Qcow2::release_children() {
 Task<void> Qcow2::close() {
   std::exception_ptr failure;
   try {
-    if (!read_only_) co_await finish_writing();
+    if (stopped_) {
+      co_await packer_.idle();
+    } else if (!read_only_) {
+      co_await finish_writing();
+    }
   } catch (...) {
     failure = std::current_exception();
   }

@@ -4,6 +4,7 @@
 //   refcounts, space, flight           who owns what, where the next cluster goes, when it may
 //   read, write, write_compressed, zero, resize, preallocate   the data paths
 //   snapshot, l1_tree, rewrite   operations on whole L1 tables and the header
+//   overlap, integrity                 nothing is written over metadata; corrupt images
 //   commit                             the order in which metadata reaches the disk
 //   bitmaps, bitmap_directory, bitmap_data   persistent dirty bitmaps
 #pragma once
@@ -20,6 +21,7 @@
 #include "format/qcow2/flight.h"
 #include "format/qcow2/header.h"
 #include "format/qcow2/mapping.h"
+#include "format/qcow2/overlap.h"
 #include "format/qcow2/packer.h"
 #include "format/qcow2/refcounts.h"
 #include "format/qcow2/space.h"
@@ -43,6 +45,7 @@ struct Settings {
   bool pass_discard_snapshot = true;
   bool pass_discard_other = false;
   bool discard_no_unref = false;
+  MetadataSet overlap_checks;
 };
 
 class References;
@@ -109,7 +112,17 @@ class Qcow2 : public Driver,
   Task<void> clear_incomplete();
   Task<void> settle();
   Task<void> finish_writing();
+
+  // integrity.cc
+  void require_sound() const;
+  void require_running() const;
   void require_writable() const;
+  std::optional<Metadata> data_overlap(HostRange range) const;
+  Task<void> refuse_write(Metadata kind, HostRange range);
+  Task<void> mark_corrupt();
+  Task<void> guard_tables();
+  Task<void> guard_snapshots(const SnapshotTable& table);
+  Task<void> require_counted_tables();
 
   // read.cc: a stretch of one kind, at most as long as asked for.
   struct Run {
@@ -163,7 +176,7 @@ class Qcow2 : public Driver,
   Task<void> zero_tail(std::uint64_t from, std::uint64_t backing_end);
   Task<void> shrink(std::uint64_t size);
   Task<void> zero_cut_off(GuestRange range);
-  Task<void> write_size(std::uint64_t size);
+  Task<void> write_size(std::uint64_t before, std::uint64_t after);
   Task<void> cut_free_end();
 
   // preallocate.cc
@@ -199,7 +212,6 @@ class Qcow2 : public Driver,
   Task<HostRange> write_snapshot_table(const SnapshotTable& table);
   Task<void> switch_snapshot_table(const SnapshotTable& table, HostRange space);
   Task<HostRange> share_active_tree(const References& shared, bool& raised);
-  Task<void> write_disk_fields(std::uint64_t size, std::uint64_t l1_entries, HostOffset l1_offset);
   Task<void> switch_active_tree(const std::vector<std::uint64_t>& l1, std::uint64_t size,
                                 HostOffset place);
   Task<void> unshare(const References& shared, bool raised);
@@ -239,6 +251,9 @@ class Qcow2 : public Driver,
   std::unique_ptr<Child> data_file_;  // null: the data is in file_
   std::unique_ptr<Child> backing_;    // null: none
   bool read_only_;
+  bool stopped_ = false;  // it is not known what the header on disk says, or the image is corrupt
+  bool corrupt_ = false;  // found so since it was opened
+  OverlapGuard guard_;
   bool is_complete_ = false;  // an image that was being made: nothing more is to come
 
   FlightRegister flights_;

@@ -78,6 +78,7 @@ Task<Qcow2::Run> Qcow2::find_run(GuestRange range) {
 }
 
 Task<Extent> Qcow2::map(GuestRange range, MapMode mode) {
+  require_sound();
   Extent extent;
   const Descriptor first = co_await mapping_.get(geometry_.cluster_of(range.start));
   if (first.compressed) {
@@ -101,6 +102,7 @@ Task<Extent> Qcow2::map(GuestRange range, MapMode mode) {
 }
 
 Task<void> Qcow2::read(GuestOffset offset, IoVec data) {
+  require_sound();
   FlightRegister::Flight flight(flights_);
   co_await read_range(offset, data);
 }

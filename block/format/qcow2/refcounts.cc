@@ -7,6 +7,7 @@
 
 #include <fmt/format.h>
 
+#include "format/qcow2/metadata_io.h"
 #include "format/qcow2/refcount_packing.h"
 #include "vise/error.h"
 #include "vise/util/checked.h"
@@ -25,11 +26,14 @@ std::uint64_t slice_size_for(const Header& header) {
 
 }  // namespace
 
-Refcounts::Refcounts(Header& header, Child& file, std::uint64_t cache_size)
+Refcounts::Refcounts(Header& header, Child& file, std::uint64_t cache_size, OverlapGuard& guard,
+                     bool& stopped)
     : header_(header),
       file_(file),
+      guard_(guard),
+      stopped_(stopped),
       cache_(file, slice_size_for(header), cache_size,
-             {Event::refblock_load, Event::refblock_update}) {}
+             {Event::refblock_load, Event::refblock_update}, guard, Metadata::refcount_block) {}
 
 Task<void> Refcounts::load() {
   const HostRange range = header_.refcount_table();
@@ -40,6 +44,12 @@ Task<void> Refcounts::load() {
   for (std::size_t i = 0; i < table_.size(); ++i) {
     table_[i] = load_be<std::uint64_t>(bytes.data() + i * 8) & block_offset_mask;
   }
+  guard_blocks();
+}
+
+void Refcounts::guard_blocks() {
+  guard_.clear(Metadata::refcount_block);
+  for (const std::uint64_t block : table_) guard_.add(Metadata::refcount_block, HostOffset(block));
 }
 
 Task<void> Refcounts::reload() {
@@ -280,7 +290,10 @@ Task<void> Refcounts::add_block(std::uint64_t cluster) {
   }
   if (table_[table_index] != 0) co_return;
   const HostOffset block(cluster << header_.cluster_bits);
+  const HostRange place{block, header_.cluster_size()};
+  if (const auto hit = guard_.find(place)) co_await guard_.refuse(*hit, place);
   table_[table_index] = block.bytes();
+  guard_.add(Metadata::refcount_block, block);
   for (std::uint64_t at = 0; at < header_.cluster_size(); at += cache_.slice_size()) {
     cache_.insert_zeroed(block + at);
   }
@@ -303,19 +316,26 @@ Task<void> Refcounts::grow_table(std::uint64_t cluster) {
 
   co_await file_.event(Event::reftable_grow);
   const GrownTable plan = plan_growth(cluster);
+  const HostRange place{plan.offset, plan.image.size()};
+  if (const auto hit = guard_.find(place)) co_await guard_.refuse(*hit, place);
   // Blocks that the old table on disk lacks are named by the new one: they must be stable too.
   co_await file_.event(Event::refblock_alloc_write_blocks);
   co_await write_blocks(unhooked_);
   co_await file_.event(Event::refblock_alloc_write_table);
   co_await file_.write(plan.offset, ConstIoVec(plan.image.span()));
   co_await file_.flush();
-  Buffer fields(12);
-  BigEndianWriter out(fields.span());
-  out.u64(plan.offset.bytes());
-  out.u32(plan.clusters);
+  const auto fields = [](HostOffset offset, std::uint32_t clusters) {
+    Buffer table(12);
+    BigEndianWriter out(table.span());
+    out.u64(offset.bytes());
+    out.u32(clusters);
+    return table;
+  };
+  const Buffer before = fields(header_.refcount_table_offset, header_.refcount_table_clusters);
+  const Buffer after = fields(plan.offset, plan.clusters);
   co_await file_.event(Event::refblock_alloc_switch_table);
-  co_await file_.write(HostOffset(48), ConstIoVec(fields.span()));
-  co_await file_.flush();
+  co_await replace_stable(file_, HostOffset(field_offset::refcount_table), before.span(),
+                          after.span(), stopped_);
 
   abandoned_.push_back(header_.refcount_table());
   header_.refcount_table_offset = plan.offset;
@@ -323,6 +343,7 @@ Task<void> Refcounts::grow_table(std::uint64_t cluster) {
   // Blocks added meanwhile are in table_ and still unhooked: they enter the new table next commit.
   table_.resize(plan.clusters * header_.cluster_size() / 8);
   for (const NewBlock& block : plan.blocks) table_[block.index] = block.offset.bytes();
+  guard_blocks();
 }
 
 Refcounts::GrownTable Refcounts::plan_growth(std::uint64_t cluster) const {
@@ -379,7 +400,10 @@ Task<void> Refcounts::hook_blocks(std::vector<NewBlock> blocks) {
     store_be(entry.data(), block.offset.bytes());
     co_await file_.event(Event::refblock_alloc_hookup);
     co_await file_.event(Event::reftable_update);
-    co_await file_.write(header_.refcount_table_offset + block.index * 8, ConstIoVec(entry.span()));
+    const HostRange place{header_.refcount_table_offset + block.index * 8, entry.size()};
+    const auto hit = guard_.find(place, Metadata::refcount_table);
+    if (hit) co_await guard_.refuse(*hit, place);
+    co_await file_.write(place.start, ConstIoVec(entry.span()));
   }
   std::erase_if(unhooked_, [&](const NewBlock& block) {
     return std::ranges::any_of(blocks,

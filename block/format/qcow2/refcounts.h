@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "format/qcow2/header.h"
+#include "format/qcow2/overlap.h"
 #include "format/qcow2/table_cache.h"
 #include "vise/child.h"
 #include "vise/task.h"
@@ -17,8 +18,10 @@ namespace vise::qcow2 {
 
 class Refcounts {
  public:
-  /// `header` outlives this object and is updated when the refcount table moves.
-  Refcounts(Header& header, Child& file, std::uint64_t cache_size);
+  /// `header` outlives this object and is updated when the refcount table moves. `stopped` becomes
+  /// true if it is not known which table the header on the disk names: nothing can be written then.
+  Refcounts(Header& header, Child& file, std::uint64_t cache_size, OverlapGuard& guard,
+            bool& stopped);
 
   /// Reads and checks the refcount table.
   Task<void> load();
@@ -97,6 +100,7 @@ class Refcounts {
   template <class F>
   Task<void> for_each_count(std::uint64_t first, std::span<const std::uint32_t> references,
                             F change);
+  void guard_blocks();
   Task<void> add_block(std::uint64_t cluster);
   struct GrownTable {
     HostOffset offset;
@@ -109,6 +113,8 @@ class Refcounts {
 
   Header& header_;
   Child& file_;
+  OverlapGuard& guard_;
+  bool& stopped_;
   TableCache cache_;
   std::vector<std::uint64_t> table_;  // offsets of refcount blocks, 0 = none
   std::vector<NewBlock> unhooked_;    // blocks that the table on disk does not name yet

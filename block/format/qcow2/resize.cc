@@ -4,6 +4,7 @@
 
 #include <fmt/format.h>
 
+#include "format/qcow2/metadata_io.h"
 #include "format/qcow2/qcow2.h"
 #include "vise/error.h"
 #include "vise/util/checked.h"
@@ -71,13 +72,13 @@ Task<void> Qcow2::grow(std::uint64_t size, Preallocation preallocation) {
       co_await preallocate(added, preallocation);
     }
     co_await commit();
-    co_await write_size(size);
+    co_await write_size(old_size, size);
   } catch (...) {
     failure = std::current_exception();
   }
   if (failure) {
     try {
-      if (added.length > 0) co_await clear(added, Clearing::discard_fully);
+      if (added.length > 0 && !stopped_) co_await clear(added, Clearing::discard_fully);
     } catch (const Error&) {
       // Space that the next growth gives back; the first failure is the one to report.
     }
@@ -120,24 +121,40 @@ Task<void> Qcow2::grow_l1(std::uint64_t entries) {
   co_await file_->event(Event::l1_grow_write_table);
   co_await file_->write(space.start, ConstIoVec(bytes.span()));
   co_await commit_counts();
-  Buffer fields(12);
-  BigEndianWriter out(fields.span());
-  out.u32(static_cast<std::uint32_t>(entries));
-  out.u64(space.start.bytes());
-  co_await file_->event(Event::l1_grow_activate_table);
-  co_await file_->write(HostOffset(36), ConstIoVec(fields.span()));
-  co_await file_->flush();
+  const auto fields = [](std::uint64_t count, HostOffset offset) {
+    Buffer table(12);
+    BigEndianWriter out(table.span());
+    out.u32(static_cast<std::uint32_t>(count));
+    out.u64(offset.bytes());
+    return table;
+  };
+  const Buffer before = fields(header_.l1_entries, header_.l1_offset);
+  const Buffer after = fields(entries, space.start);
+  std::exception_ptr failure;
+  try {
+    co_await file_->event(Event::l1_grow_activate_table);
+    co_await replace_stable(*file_, HostOffset(field_offset::l1_table), before.span(), after.span(),
+                            stopped_);
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  if (failure) {
+    if (!stopped_) space_.free_unlinked(space);
+    std::rethrow_exception(failure);
+  }
   l1.resize(entries);
   header_.l1_entries = static_cast<std::uint32_t>(entries);
   header_.l1_offset = space.start;
   if (old_table.length > 0) space_.free_unlinked(old_table);
 }
 
-Task<void> Qcow2::write_size(std::uint64_t size) {
+Task<void> Qcow2::write_size(std::uint64_t before, std::uint64_t after) {
+  Buffer old_field(8);
   Buffer field(8);
-  store_be(field.data(), size);
-  co_await file_->write(HostOffset(24), ConstIoVec(field.span()));
-  co_await file_->flush();
+  store_be(old_field.data(), before);
+  store_be(field.data(), after);
+  co_await replace_stable(*file_, HostOffset(field_offset::virtual_size), old_field.span(),
+                          field.span(), stopped_);
 }
 
 // What a shrink leaves of its last cluster would be seen again by other programs that grow the
@@ -162,7 +179,7 @@ Task<void> Qcow2::shrink(std::uint64_t size) {
   mapping_.drop_tables(divide_up(size, header_.l2_coverage()));
   co_await file_->event(Event::l1_shrink_write_table);
   co_await commit();
-  co_await write_size(size);
+  co_await write_size(header_.virtual_size, size);
   header_.virtual_size = size;
   if (data_file_ && data_file_->size() > size) co_await data_file_->truncate(size);
   co_await space_.reclaim();

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "format/qcow2/l1_tree.h"
+#include "format/qcow2/metadata_io.h"
 #include "format/qcow2/qcow2.h"
 #include "vise/error.h"
 
@@ -15,25 +16,7 @@ Task<void> Qcow2::write_header(Header header) {
   const std::vector<std::byte> bytes = header.encode();
   const std::vector<std::byte> old_bytes = header_.encode();
   co_await file_->flush();
-  std::exception_ptr failure;
-  try {
-    co_await file_->write(HostOffset(0), ConstIoVec(std::span(bytes)));
-    co_await file_->flush();
-  } catch (...) {
-    failure = std::current_exception();
-  }
-  if (failure) {
-    // The disk may have either by now. Nothing can be written until that is known.
-    read_only_ = true;
-    try {
-      co_await file_->write(HostOffset(0), ConstIoVec(std::span(old_bytes)));
-      co_await file_->flush();
-      read_only_ = false;
-    } catch (const Error&) {
-      // The first failure is the one to report.
-    }
-    std::rethrow_exception(failure);
-  }
+  co_await replace_stable(*file_, HostOffset(0), old_bytes, bytes, stopped_);
   header_ = std::move(header);
 }
 

@@ -109,6 +109,7 @@ Task<std::vector<std::uint64_t>> read_l1(Child& file, const Header& header,
 // Afterwards memory holds nothing that the disk does not.
 Task<void> Qcow2::begin_operation() {
   require_writable();
+  co_await guard_tables();
   co_await settle();
   for (const HostRange& table : refcounts_.take_abandoned()) space_.free_unlinked(table);
   co_await space_.reclaim();
@@ -189,14 +190,20 @@ Task<HostRange> Qcow2::write_snapshot_table(const SnapshotTable& table) {
 
 // The header names the new table, in one write.
 Task<void> Qcow2::switch_snapshot_table(const SnapshotTable& table, HostRange space) {
-  Buffer fields(12);
-  BigEndianWriter out(fields.span());
-  out.u32(static_cast<std::uint32_t>(table.snapshots.size()));
-  out.u64(space.start.bytes());
-  co_await file_->write(HostOffset(field_offset::snapshots), ConstIoVec(fields.span()));
-  co_await file_->flush();
+  const auto fields = [](std::uint64_t count, HostOffset offset) {
+    Buffer bytes(12);
+    BigEndianWriter out(bytes.span());
+    out.u32(static_cast<std::uint32_t>(count));
+    out.u64(offset.bytes());
+    return bytes;
+  };
+  const Buffer before = fields(header_.snapshot_count, header_.snapshots_offset);
+  const Buffer after = fields(table.snapshots.size(), space.start);
+  co_await replace_stable(*file_, HostOffset(field_offset::snapshots), before.span(), after.span(),
+                          stopped_);
   header_.snapshot_count = static_cast<std::uint32_t>(table.snapshots.size());
   header_.snapshots_offset = space.start;
+  co_await guard_snapshots(table);
 }
 
 // Makes all that the active tables hold shared with a copy of the L1 table, and gives that copy.
@@ -269,8 +276,16 @@ Task<void> Qcow2::create_snapshot(NewSnapshot request) {
     co_await unshare(shared, raised);
     std::rethrow_exception(failure);
   }
-  // If this fails, the disk may have the snapshot or not: its counts stay.
-  co_await switch_snapshot_table(table, space);
+  try {
+    co_await switch_snapshot_table(table, space);
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  if (failure) {
+    // Where the disk may have the snapshot or not, its counts stay.
+    if (!stopped_) co_await unshare(shared, raised);
+    std::rethrow_exception(failure);
+  }
   References old;
   old.add(old_table, geometry_.cluster_bits);
   co_await release(old);
@@ -295,38 +310,22 @@ Task<void> Qcow2::delete_snapshot(SnapshotSelector which) {
   co_await refresh_copied();
 }
 
-Task<void> Qcow2::write_disk_fields(std::uint64_t size, std::uint64_t l1_entries,
-                                    HostOffset l1_offset) {
-  Buffer fields(24);
-  BigEndianWriter out(fields.span());
-  out.u64(size);
-  out.u32(header_.crypt_method);
-  out.u32(static_cast<std::uint32_t>(l1_entries));
-  out.u64(l1_offset.bytes());
-  co_await file_->write(HostOffset(field_offset::virtual_size), ConstIoVec(fields.span()));
-  co_await file_->flush();
-}
-
 // The active L1 table and the size of the disk become what the snapshot has, in one write.
 Task<void> Qcow2::switch_active_tree(const std::vector<std::uint64_t>& l1, std::uint64_t size,
                                      HostOffset place) {
-  std::exception_ptr failure;
-  try {
-    co_await write_disk_fields(size, l1.size(), place);
-  } catch (...) {
-    failure = std::current_exception();
-  }
-  if (failure) {
-    // The disk may have either by now. Nothing can be written until that is known.
-    read_only_ = true;
-    try {
-      co_await write_disk_fields(header_.virtual_size, header_.l1_entries, header_.l1_offset);
-      read_only_ = false;
-    } catch (const Error&) {
-      // The first failure is the one to report.
-    }
-    std::rethrow_exception(failure);
-  }
+  const auto fields = [this](std::uint64_t disk_size, std::uint64_t entries, HostOffset offset) {
+    Buffer bytes(24);
+    BigEndianWriter out(bytes.span());
+    out.u64(disk_size);
+    out.u32(header_.crypt_method);
+    out.u32(static_cast<std::uint32_t>(entries));
+    out.u64(offset.bytes());
+    return bytes;
+  };
+  const Buffer before = fields(header_.virtual_size, header_.l1_entries, header_.l1_offset);
+  const Buffer after = fields(size, l1.size(), place);
+  co_await replace_stable(*file_, HostOffset(field_offset::virtual_size), before.span(),
+                          after.span(), stopped_);
   header_.virtual_size = size;
   header_.l1_entries = static_cast<std::uint32_t>(l1.size());
   header_.l1_offset = place;
@@ -374,7 +373,7 @@ Task<void> Qcow2::apply_snapshot(SnapshotSelector which) {
     failure = std::current_exception();
   }
   if (failure) {
-    if (!read_only_) co_await unshare(shared, raised);
+    if (!stopped_) co_await unshare(shared, raised);
     std::rethrow_exception(failure);
   }
   co_await release(dropped);

@@ -10,13 +10,23 @@
 namespace vise::qcow2 {
 
 Space::Space(const Geometry& geometry, Refcounts& refcounts, Child& file, FlightRegister& flights,
-             const OrderRules& rules)
+             const OrderRules& rules, OverlapGuard& guard)
     : geometry_(geometry),
       refcounts_(refcounts),
       file_(file),
       flights_(flights),
       rules_(rules),
+      guard_(guard),
       holes_(geometry.cluster_bits) {}
+
+// Where the counts say "free" of what is in use as metadata, nobody may write.
+Task<Refcounts::Run> Space::take_free(std::uint64_t most) {
+  const Refcounts::Run run = co_await refcounts_.take_free(most);
+  const HostRange range{HostOffset(run.first << geometry_.cluster_bits),
+                        run.count << geometry_.cluster_bits};
+  if (const auto hit = guard_.find(range)) co_await guard_.refuse(*hit, range);
+  co_return run;
+}
 
 Task<HostRange> Space::allocate_clusters(std::uint64_t most) {
   co_await file_.event(Event::cluster_alloc);
@@ -32,7 +42,7 @@ Task<HostRange> Space::allocate_clusters(std::uint64_t most) {
                           count << geometry_.cluster_bits};
     }
   }
-  const Refcounts::Run run = co_await refcounts_.take_free(most);
+  const Refcounts::Run run = co_await take_free(most);
   co_return HostRange{HostOffset(run.first << geometry_.cluster_bits),
                       run.count << geometry_.cluster_bits};
 }
@@ -42,7 +52,7 @@ Task<HostRange> Space::allocate_contiguous(std::uint64_t count) {
   const std::uint64_t wanted = count << geometry_.cluster_bits;
   while (range.length < wanted) {
     const Refcounts::Run run =
-        co_await refcounts_.take_free((wanted - range.length) >> geometry_.cluster_bits);
+        co_await take_free((wanted - range.length) >> geometry_.cluster_bits);
     const HostRange more{HostOffset(run.first << geometry_.cluster_bits),
                          run.count << geometry_.cluster_bits};
     if (range.length > 0 && range.end() == more.start) {
@@ -194,6 +204,8 @@ Task<void> Space::give_back(const Freed& freed) {
   }
   for (std::uint64_t cluster = freed.first; cluster <= freed.last; ++cluster) {
     const HostRange range{HostOffset(cluster << geometry_.cluster_bits), geometry_.cluster_size};
+    // An entry that pointed there did so wrongly: better a leak than a free table.
+    if (guard_.find(range)) continue;
     const bool discards = (freed.reason == Reason::discarded && discards_on_request) ||
                           (freed.reason == Reason::overwritten && discards_on_overwrite);
     if (discards && range.ends_by(file_.size())) {

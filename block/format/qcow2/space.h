@@ -12,6 +12,7 @@
 #include "format/qcow2/flight.h"
 #include "format/qcow2/header.h"
 #include "format/qcow2/hole_map.h"
+#include "format/qcow2/overlap.h"
 #include "format/qcow2/refcounts.h"
 #include "format/qcow2/run_set.h"
 #include "vise/child.h"
@@ -30,7 +31,7 @@ struct OrderRules {
 class Space {
  public:
   Space(const Geometry& geometry, Refcounts& refcounts, Child& file, FlightRegister& flights,
-        const OrderRules& rules);
+        const OrderRules& rules, OverlapGuard& guard);
 
   /// Up to `most` contiguous host clusters, at least one, with count 1. The caller holds the turn
   /// (util/request_order.h), or nobody else allocates.
@@ -88,6 +89,7 @@ class Space {
   std::uint64_t cluster_of(HostOffset offset) const {
     return offset.bytes() >> geometry_.cluster_bits;
   }
+  Task<Refcounts::Run> take_free(std::uint64_t most);
   Task<HostOffset> append_bytes(std::uint64_t length);
   Task<bool> share_cluster(std::uint64_t cluster);
   void abandon_cluster(std::uint64_t cluster);
@@ -98,6 +100,7 @@ class Space {
   Child& file_;
   FlightRegister& flights_;
   const OrderRules& rules_;
+  OverlapGuard& guard_;
 
   // Byte after the last compressed extent, if the next one may go there: inside a host cluster
   // whose count is at least 1.

@@ -7,8 +7,14 @@
 
 namespace vise::qcow2 {
 
-TableCache::TableCache(Child& file, std::uint64_t slice_size, std::uint64_t capacity, Events events)
-    : file_(file), slice_size_(slice_size), capacity_(capacity), events_(events) {}
+TableCache::TableCache(Child& file, std::uint64_t slice_size, std::uint64_t capacity, Events events,
+                       OverlapGuard& guard, Metadata own)
+    : file_(file),
+      slice_size_(slice_size),
+      capacity_(capacity),
+      events_(events),
+      guard_(guard),
+      own_(own) {}
 
 void TableCache::touch(Slice& slice) { lru_.splice(lru_.begin(), lru_, slice.position); }
 
@@ -121,7 +127,9 @@ Task<void> TableCache::write(std::vector<Image> images) {
     }
     const ConstIoVec data{std::span<const IoSegment>(segments)};
     co_await file_.event(events_.update);
-    co_await file_.write(images[from].offset, data);
+    const HostRange place{images[from].offset, data.size()};
+    if (const auto hit = guard_.find(place, own_)) co_await guard_.refuse(*hit, place);
+    co_await file_.write(place.start, data);
     for (; from < to; ++from) {
       const auto found = slices_.find(images[from].offset.bytes());
       if (found == slices_.end()) continue;  // forgotten meanwhile

@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "format/qcow2/overlap.h"
 #include "vise/buffer.h"
 #include "vise/child.h"
 #include "vise/sync.h"
@@ -26,7 +27,9 @@ class TableCache {
     Event load;
     Event update;
   };
-  TableCache(Child& file, std::uint64_t slice_size, std::uint64_t capacity, Events events);
+  /// Before a slice is written, `guard` is asked whether anything but `own` lies there.
+  TableCache(Child& file, std::uint64_t slice_size, std::uint64_t capacity, Events events,
+             OverlapGuard& guard, Metadata own);
   TableCache(const TableCache&) = delete;
 
  private:
@@ -118,6 +121,8 @@ class TableCache {
   std::uint64_t slice_size_;
   std::uint64_t capacity_;  // bytes
   Events events_;
+  OverlapGuard& guard_;
+  Metadata own_;
   std::uint64_t dirty_count_ = 0;
   std::unordered_map<std::uint64_t, std::unique_ptr<Slice>> slices_;  // by host offset
   std::list<Slice*> lru_;                                             // most recent first

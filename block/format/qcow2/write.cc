@@ -21,10 +21,6 @@ struct Qcow2::Piece {
   Descriptor last_old;
 };
 
-void Qcow2::require_writable() const {
-  if (read_only_) throw Error(EROFS, "the image is open read-only");
-}
-
 // True if the whole range lies in one host extent that may be written without any change of
 // metadata, and nobody is changing the mapping of these clusters. Never suspends.
 bool Qcow2::try_in_place(GuestOffset offset, std::uint64_t length, HostOffset* host) {
@@ -59,6 +55,8 @@ Task<void> Qcow2::write(GuestOffset offset, ConstIoVec data, WriteFlags flags) {
     HostOffset host;
     if (try_in_place(offset, data.size(), &host)) {
       co_await file_->event(Event::write_aio);
+      const HostRange place{host, data.size()};
+      if (const auto hit = data_overlap(place)) co_await refuse_write(*hit, place);
       co_await this->data().write(host, data);
       co_return;
     }
@@ -223,6 +221,8 @@ Task<void> Qcow2::write_piece(const Piece& piece, GuestOffset offset, ConstIoVec
   if (piece.fresh) co_await file_->event(Event::cluster_alloc_space);
   if (!leaves_rest && (!head.empty() || !tail.empty())) co_await file_->event(Event::cow_write);
   co_await file_->event(Event::write_aio);
+  const HostRange place{host, stored.length};
+  if (const auto hit = data_overlap(place)) co_await refuse_write(*hit, place);
   if (leaves_rest) {
     co_await this->data().write(host + head.size(), middle);
     co_return;
