@@ -4,11 +4,11 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <list>
 #include <memory>
 #include <utility>
 
 #include "filter/filters.h"
+#include "util/copy_locks.h"
 #include "util/driver_options.h"
 #include "vise/error.h"
 #include "vise/filter.h"
@@ -20,51 +20,6 @@ namespace vise {
 namespace {
 
 constexpr std::uint64_t most_at_once = 1u << 20;  // bytes copied in one go
-
-/// Keeps a copy from overwriting what a guest writes meanwhile: copies wait for all overlapping
-/// requests, changes only for copies.
-class CopyLocks {
- public:
-  enum class Kind { copy, change };
-  struct Entry {
-    GuestRange range;
-    Kind kind;
-  };
-
-  class Guard {
-   public:
-    Guard(CopyLocks& locks, std::list<Entry>::iterator entry) : locks_(&locks), entry_(entry) {}
-    Guard(Guard&& other) noexcept
-        : locks_(std::exchange(other.locks_, nullptr)), entry_(other.entry_) {}
-    Guard& operator=(Guard&&) = delete;
-    ~Guard() {
-      if (locks_ == nullptr) return;
-      locks_->entries_.erase(entry_);
-      locks_->released_.wake_all();
-    }
-
-   private:
-    CopyLocks* locks_;
-    std::list<Entry>::iterator entry_;
-  };
-
-  Task<Guard> lock(GuestRange range, Kind kind) {
-    while (is_busy(range, kind)) co_await released_.wait();
-    entries_.push_back({range, kind});
-    co_return Guard(*this, std::prev(entries_.end()));
-  }
-
- private:
-  bool is_busy(GuestRange range, Kind kind) const {
-    return std::ranges::any_of(entries_, [&](const Entry& held) {
-      const bool excludes = kind == Kind::copy || held.kind == Kind::copy;
-      return excludes && held.range.overlaps(range);
-    });
-  }
-
-  std::list<Entry> entries_;
-  WaitQueue released_;
-};
 
 class CopyOnReadDriver final : public Filter {
  public:

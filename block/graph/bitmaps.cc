@@ -87,10 +87,15 @@ NodeBitmap& add_bitmap(Node& node, const BitmapOptions& options) {
   return set.add(std::move(bitmap));
 }
 
-Task<void> remove_bitmap(Node& node, std::string name) {
-  NodeBitmap& found = get_bitmap(node, name);
+void check_removable(Node& node, std::string_view name) {
+  const NodeBitmap& found = get_bitmap(node, name);
   require_free(found);
   require_writable(node, found);
+}
+
+Task<void> remove_bitmap(Node& node, std::string name) {
+  check_removable(node, name);
+  const NodeBitmap& found = get_bitmap(node, name);
   BitmapStore* store = found.persistent ? store_of(node) : nullptr;
   if (store != nullptr) {
     const std::shared_ptr<Node> self = node.shared_from_this();

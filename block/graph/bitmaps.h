@@ -37,6 +37,8 @@ NodeBitmap& add_bitmap(Node& node, const BitmapOptions& options);
 /// for an inconsistent one (which remove_bitmap() alone takes), EROFS where a persistent one would
 /// change on a read-only node.
 Task<void> remove_bitmap(Node& node, std::string name);
+/// Throws what remove_bitmap() would for the state the bitmap is in.
+void check_removable(Node& node, std::string_view name);
 void clear_bitmap(Node& node, std::string_view name);
 void enable_bitmap(Node& node, std::string_view name);
 void disable_bitmap(Node& node, std::string_view name);

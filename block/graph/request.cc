@@ -344,4 +344,17 @@ Task<void> Child::truncate(std::uint64_t size, TruncateOptions options) {
   if (failure) std::rethrow_exception(failure);
 }
 
+void tell_threshold(Node& node, GuestRange range) noexcept {
+  Node::Tracking& tracking = node.tracking();
+  const std::uint64_t threshold = tracking.write_threshold;
+  if (range.end().bytes() <= threshold) return;
+  tracking.write_threshold = 0;
+  if (!node.graph().on_event) return;
+  Value::Dict data;
+  data.set("node-name", node.name());
+  data.set("amount-exceeded", range.end().bytes() - threshold);
+  data.set("write-threshold", threshold);
+  node.graph().on_event("BLOCK_WRITE_THRESHOLD", std::move(data));
+}
+
 }  // namespace vise

@@ -61,6 +61,9 @@ struct Node::Tracking {
   std::uint64_t visit = 0;  // scratch of walks over the graph
 };
 
+/// Tells a write that has reached past the node's threshold, which is 0 then.
+void tell_threshold(Node& node, GuestRange range) noexcept;
+
 /// One request in the list of its node, from admission to completion. Lives in the frame of the
 /// edge's coroutine. Order of waiting is order of arrival, so waiting never closes a circle.
 class TrackedRequest {
@@ -104,6 +107,9 @@ class TrackedRequest {
     }
     --edge_.in_flight_;
     if (--tracking_.in_flight == 0) tracking_.idle.wake_all();
+    if (change_ == Change::content && tracking_.write_threshold != 0) [[unlikely]] {
+      tell_threshold(edge_.node(), range_);
+    }
   }
 
   /// An older request that must finish before this one may start, or null.

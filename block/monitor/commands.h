@@ -9,6 +9,16 @@ namespace vise {
 void add_monitor_commands(CommandTable& commands);
 /// Nodes: adding, removing, asking.
 void add_node_commands(CommandTable& commands);
+/// Stream, backup, create; verbs.
+void add_job_commands(CommandTable& commands);
+/// Dirty bitmaps.
+void add_bitmap_commands(CommandTable& commands);
+/// Overlays and internal snapshots.
+void add_snapshot_commands(CommandTable& commands);
+/// Size, backing file name, threshold.
+void add_change_commands(CommandTable& commands);
+/// Several changes at once.
+void add_transaction_commands(CommandTable& commands);
 /// block-export-add and its relatives.
 void add_export_commands(CommandTable& commands);
 

@@ -1,8 +1,9 @@
 // What commands, jobs and exports work on. Made once, by a program that has monitors.
 #pragma once
 
+#include "job/job_table.h"
 #include "monitor/command.h"
-#include "monitor/event_bus.h"
+#include "util/event_bus.h"
 #include "vise/graph.h"
 #include "vise/sync.h"
 
@@ -18,6 +19,7 @@ class Services {
   Graph& graph() { return graph_; }
   Context& context() { return graph_.context(); }
   EventBus& events() { return events_; }
+  JobTable& jobs() { return jobs_; }
   ExportTable& exports() { return exports_; }
   CommandTable& commands() { return commands_; }
 
@@ -36,6 +38,7 @@ class Services {
   ExportTable& exports_;
   CommandTable commands_;
   AsyncMutex turn_;
+  JobTable jobs_{events_, turn_};
   AsyncEvent quit_;
 };
 

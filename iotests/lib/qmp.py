@@ -54,7 +54,7 @@ class Qmp:
         self.send(data)
         return self.answer()
 
-    def execute(self, name, arguments=None, **more):
+    def execute(self, name, arguments=None, /, **more):
         """The command's result. Arguments: a dictionary, or names with `_` for `-`."""
         arguments = dict(arguments or {})
         arguments.update({key.replace("_", "-"): value for key, value in more.items()})
@@ -66,7 +66,7 @@ class Qmp:
             raise QmpError(answer["error"])
         return answer["return"]
 
-    def fails(self, name, arguments=None, **more):
+    def fails(self, name, arguments=None, /, **more):
         """The error text of a command that must fail."""
         try:
             result = self.execute(name, arguments, **more)
@@ -132,7 +132,7 @@ class Daemon:
         self.stderr.seek(0)
         return self.stderr.read()
 
-    def execute(self, name, arguments=None, **more):
+    def execute(self, name, arguments=None, /, **more):
         return self.qmp.execute(name, arguments, **more)
 
     def wait(self, code=0):

@@ -36,6 +36,11 @@ class QmpSessionTest : public testing::Test {
   QmpSessionTest() {
     add_monitor_commands(services_.commands());
     add_node_commands(services_.commands());
+    add_job_commands(services_.commands());
+    add_bitmap_commands(services_.commands());
+    add_snapshot_commands(services_.commands());
+    add_change_commands(services_.commands());
+    add_transaction_commands(services_.commands());
     add_export_commands(services_.commands());
     session_ = std::make_unique<QmpSession>(services_, QmpSession::Layout::one_line,
                                             [this](std::string text) { lines_.push_back(text); });
@@ -105,6 +110,20 @@ TEST_F(QmpSessionTest, EventsComeOnlyAfterTheNegotiation) {
   EXPECT_EQ(*event.find("event"), Value("BLOCK_EXPORT_DELETED"));
   EXPECT_EQ(*event.find("data")->as_dict().find("id"), Value("late"));
   EXPECT_TRUE(event.find("timestamp")->as_dict().contains("microseconds"));
+}
+
+TEST_F(QmpSessionTest, ACorruptImageIsTold) {
+  ask(R"({"execute": "qmp_capabilities"})");
+  ask(R"({"execute": "blockdev-add", "arguments": {"driver": "null-co", "node-name": "n"}})");
+  graph_.on_image_corrupted(
+      {*graph_.find("n"), "it is", HostRange{HostOffset(4096), 512}, /*fatal=*/true});
+  const std::vector<Value> messages = take();
+  ASSERT_EQ(messages.size(), 1u);
+  EXPECT_EQ(*messages[0].as_dict().find("event"), Value("BLOCK_IMAGE_CORRUPTED"));
+  const std::string data = json::print_line(*messages[0].as_dict().find("data"));
+  EXPECT_EQ(data,
+            R"({"device": "", "node-name": "n", "msg": "it is", "offset": 4096, "size": 512, )"
+            R"("fatal": true})");
 }
 
 TEST_F(QmpSessionTest, TheIdComesBackWithErrorsToo) {

@@ -55,6 +55,11 @@ Daemon::Daemon()
     : graph_(context_), exports_(export_types()), services_(graph_, events_, exports_) {
   add_monitor_commands(services_.commands());
   add_node_commands(services_.commands());
+  add_job_commands(services_.commands());
+  add_bitmap_commands(services_.commands());
+  add_snapshot_commands(services_.commands());
+  add_change_commands(services_.commands());
+  add_transaction_commands(services_.commands());
   add_export_commands(services_.commands());
 }
 
@@ -127,6 +132,7 @@ Task<void> Daemon::shut_down() {
     // A command that runs now ends first; none starts any more.
     AsyncMutex::Guard guard = co_await services_.turn().lock();
   }
+  co_await services_.jobs().stop_all();
   try {
     co_await exports_.stop_all(services_);
   } catch (...) {

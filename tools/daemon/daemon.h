@@ -33,8 +33,8 @@ class Daemon {
   bool uses_stdio() const;
   /// Completes when `quit` or a signal asks for the end.
   Task<void> wait_for_end();
-  /// Ends exports, closes all nodes, lets the monitors say what they have to say, and ends them.
-  /// Throws what went wrong first, after all is done.
+  /// Cancels jobs, ends exports, closes all nodes, lets the monitors say what they have to say, and
+  /// ends them. Throws what went wrong first, after all is done.
   Task<void> shut_down();
 
  private:

@@ -1,0 +1,40 @@
+// Copies one stretch from a chain of images to a node: the unit in which jobs copy, while they keep
+// others from changing it.
+#pragma once
+
+#include <cstdint>
+
+#include "copy/chain_source.h"
+#include "vise/error.h"
+
+namespace vise {
+
+/// A failure that says on which side it was.
+class CopyError : public Error {
+ public:
+  enum class Side { source, target };
+  CopyError(const Error& error, Side side) : Error(error), side_(side) {}
+  Side side() const { return side_; }
+
+ private:
+  Side side_;
+};
+
+/// How stretches are stored in the target.
+struct StretchOptions {
+  /// Compressed; where the target cannot replace what it has, normally. Stretches should be whole
+  /// clusters.
+  bool compressed = false;
+  /// Clusters of the same codec and size are moved as they are stored.
+  bool encoded = false;
+  /// Readers of the target see no difference: only write_unchanged is needed.
+  bool unchanged = false;
+  /// What to do where the source reads as zeros.
+  enum class Zeroes { written, skipped } zeroes = Zeroes::written;
+};
+
+/// Copies what `source` has of `range` to the same place of `target`. Throws CopyError.
+Task<void> copy_stretch(const ChainSource& source, Child& target, GuestRange range,
+                        StretchOptions options);
+
+}  // namespace vise

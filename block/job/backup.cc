@@ -1,0 +1,295 @@
+#include "job/backup.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <utility>
+
+#include "bitmap/dirty_bitmap.h"
+#include "copy/chain_source.h"
+#include "job/bitmap_handover.h"
+#include "job/copy_job.h"
+#include "job/job_filter.h"
+#include "vise/error.h"
+
+namespace vise {
+
+namespace {
+
+using SyncMode = qapi::MirrorSyncMode;
+using BitmapMode = qapi::BitmapSyncMode;
+
+constexpr std::uint64_t least_unit = 64u << 10;
+
+// The table of which modes go together; gives the mode that counts.
+std::optional<BitmapMode> check_modes(const BackupSettings& settings) {
+  const bool by_bitmap =
+      settings.sync == SyncMode::incremental || settings.sync == SyncMode::bitmap;
+  if (!settings.bitmap) {
+    if (settings.bitmap_mode)
+      throw Error(EINVAL, "Bitmap sync mode given without providing a bitmap");
+    if (by_bitmap) {
+      throw Error(EINVAL, fmt::format("must provide a valid bitmap name for '{}' sync mode",
+                                      to_string(settings.sync)));
+    }
+    return std::nullopt;
+  }
+  if (settings.sync == SyncMode::none) {
+    throw Error(EINVAL, "sync mode 'none' does not work with a bitmap");
+  }
+  if (settings.sync == SyncMode::incremental) {
+    if (settings.bitmap_mode.value_or(BitmapMode::on_success) != BitmapMode::on_success) {
+      throw Error(EINVAL,
+                  "Bitmap sync mode must be 'on-success' when using sync mode 'incremental'");
+    }
+    return BitmapMode::on_success;
+  }
+  if (!settings.bitmap_mode)
+    throw Error(EINVAL, "Bitmap sync mode must be given when providing a bitmap");
+  if (settings.sync != SyncMode::bitmap && *settings.bitmap_mode == BitmapMode::never) {
+    throw Error(EINVAL, fmt::format("Bitmap sync mode 'never' has no meaning for sync mode '{}'",
+                                    to_string(settings.sync)));
+  }
+  return settings.bitmap_mode;
+}
+
+std::uint64_t unit_for(Node& target) {
+  return std::max(least_unit, target.driver().limits().cluster_size);
+}
+
+class BackupJob final : public CopyJob {
+ public:
+  BackupJob(EventBus& events, BackupSettings settings, std::optional<BitmapMode> bitmap_mode)
+      : CopyJob(events, qapi::JobType::backup, std::move(settings.job)),
+        sync_(settings.sync),
+        bitmap_mode_(bitmap_mode),
+        device_(settings.device->shared_from_this()),
+        target_node_(settings.target->shared_from_this()),
+        unit_(unit_for(*settings.target)),
+        todo_(device_->size(), unit_) {
+    const Limits limits = target_node_->driver().limits();
+    options_.compressed = settings.compress;
+    options_.encoded =
+        limits.can_compress && (settings.compress || target_node_->type().name == "compress");
+  }
+
+  Task<void> prepare(std::optional<std::string> bitmap, std::optional<std::string> filter_name) {
+    user_ = fmt::format("backup job '{}'", id());
+    const Permissions writes{
+        PermissionSet(Permission::consistent_read) | Permission::write,
+        Permissions::all().without(PermissionSet(Permission::write) | Permission::resize)};
+    std::unique_ptr<Child> target =
+        co_await target_node_->graph().attach(nullptr, user_, EdgeRole::root, target_node_, writes);
+    target_ = std::move(target);
+    std::unique_ptr<PlacedFilter> filter =
+        co_await PlacedFilter::place(*device_, backup_filter_type, std::move(filter_name));
+    filter_ = std::move(filter);
+    std::unique_ptr<ChainSource> source =
+        co_await ChainSource::open(*device_, nullptr, user_, ChainSource::TopLayer::written);
+    source_ = std::move(source);
+    const std::function<Task<void>()> work = [&] { return begin(bitmap); };
+    co_await while_drained(filter_->node(), work);
+  }
+
+  std::vector<Node*> nodes() const override { return {target_node_.get()}; }
+  Node& device() const { return *device_; }
+
+  Task<void> clean() override {
+    std::exception_ptr failure;
+    const auto keep = [&failure] {
+      if (!failure) failure = std::current_exception();
+    };
+    try {
+      if (filter_) co_await filter_->remove();
+    } catch (...) {
+      keep();
+    }
+    try {
+      if (source_) co_await source_->close();
+    } catch (...) {
+      keep();
+    }
+    try {
+      if (target_) co_await target_->detach();
+    } catch (...) {
+      keep();
+    }
+    handover_.reset();
+    Graph& graph = device_->graph();
+    co_await graph.release(std::move(device_));
+    co_await graph.release(std::move(target_node_));
+    if (failure) std::rethrow_exception(failure);
+  }
+
+ protected:
+  Task<void> run() override {
+    co_await leave_out_unallocated();
+    if (sync_ == SyncMode::none) {
+      while (!broken_) {
+        co_await checkpoint();
+        co_await wait_for_change();
+      }
+    } else {
+      co_await copy_all();
+    }
+    if (broken_) throw *broken_;
+    co_await target_->flush();
+  }
+
+  Task<std::optional<GuestRange>> next(GuestOffset from) override {
+    if (broken_) throw *broken_;
+    const std::optional<GuestRange> dirty = todo_.next_dirty(from);
+    if (!dirty) co_return std::nullopt;
+    const std::uint64_t chunk = chunk_size(unit_);
+    const std::uint64_t start = dirty->start.bytes();
+    const std::uint64_t end = std::min(start - start % chunk + chunk, dirty->end().bytes());
+    co_return GuestRange{dirty->start, end - start};
+  }
+
+  Task<void> copy(GuestRange range) override {
+    const CopyLocks::Guard guard = co_await copies_.lock(range, CopyLocks::Kind::copy);
+    // Guests' writes may have had parts of it copied already.
+    GuestOffset from = range.start;
+    while (const std::optional<GuestRange> part = todo_.next_dirty(from, range.end().bytes())) {
+      co_await copy_stretch(*source_, *target_, *part, options_);
+      todo_.clear(*part);
+      add_done(part->length);
+      from = part->end();
+    }
+  }
+
+  Task<void> commit() override {
+    if (handover_) {
+      handover_->end(*bitmap_mode_ == BitmapMode::never ? BitmapHandover::Outcome::keep
+                                                        : BitmapHandover::Outcome::written,
+                     todo_);
+      handover_.reset();
+    }
+    co_return;
+  }
+
+  Task<void> abort() override {
+    if (handover_ && *bitmap_mode_ == BitmapMode::always) {
+      handover_->end(BitmapHandover::Outcome::rest, todo_);
+      handover_.reset();
+    }
+    co_return;
+  }
+
+ private:
+  // The instant that the backup shows.
+  Task<void> begin(std::optional<std::string> bitmap) {
+    if (bitmap) handover_ = std::make_unique<BitmapHandover>(*device_, *bitmap);
+    if (sync_ == SyncMode::incremental || sync_ == SyncMode::bitmap) {
+      todo_.merge(handover_->bits());
+    } else if (device_->size() > 0) {
+      todo_.set({GuestOffset(0), device_->size()});
+    }
+    set_total(std::min(todo_.dirty_bytes(), device_->size()));
+    filter_->filter().before_change = [this](GuestRange range) { return save(range); };
+    co_return;
+  }
+
+  // What a guest is about to change is copied first. If that fails, the guest goes on, and the
+  // backup is no more.
+  Task<void> save(GuestRange range) {
+    if (broken_) co_return;
+    GuestRange whole = range.align_out(unit_);
+    whole.length = std::min(whole.length, device_->size() - whole.start.bytes());
+    if (!todo_.next_dirty(whole.start, whole.end().bytes())) {
+      // It may be on its way this very moment.
+      const CopyLocks::Guard guard = co_await copies_.lock(whole, CopyLocks::Kind::copy);
+      co_return;
+    }
+    try {
+      co_await copy(whole);
+    } catch (const Error& error) {
+      broken_ = error;
+      wake();
+    }
+  }
+
+  // sync=top: only what the image itself has. What guests write meanwhile is there as well by then,
+  // and has been copied before.
+  Task<void> leave_out_unallocated() {
+    if (sync_ != SyncMode::top) co_return;
+    const Node* const backing = backing_of(*device_);
+    const std::uint64_t size = device_->size();
+    for (std::uint64_t at = 0; at < size;) {
+      co_await checkpoint();
+      const std::uint64_t end = std::min(at + chunk_size(unit_), size);
+      const GuestRange part{GuestOffset(at), end - at};
+      const CopyLocks::Guard guard = co_await copies_.lock(part, CopyLocks::Kind::copy);
+      co_await leave_out(part, backing);
+      at = end;
+    }
+    set_total(done() + std::min(todo_.dirty_bytes(), size));
+  }
+
+  Task<void> leave_out(GuestRange part, const Node* backing) {
+    while (!part.empty()) {
+      const GuestRange rest = part;
+      const BlockStatus status =
+          co_await block_status(*device_, rest, MapMode::allocation_only, backing);
+      const GuestRange found{part.start, std::min(status.length, part.length)};
+      if (!status.allocated) todo_.clear(found);  // whole units of it
+      part = {found.end(), part.length - found.length};
+    }
+  }
+
+  const SyncMode sync_;
+  const std::optional<BitmapMode> bitmap_mode_;
+  std::shared_ptr<Node> device_;
+  std::shared_ptr<Node> target_node_;
+  const std::uint64_t unit_;  // bytes, of what is copied at once
+  DirtyBitmap todo_;          // what the target does not have yet
+  CopyLocks copies_;
+  StretchOptions options_;
+  std::string user_;
+  std::unique_ptr<Child> target_;
+  std::unique_ptr<PlacedFilter> filter_;
+  std::unique_ptr<ChainSource> source_;
+  std::unique_ptr<BitmapHandover> handover_;
+  std::optional<Error> broken_;  // the old content is lost in places
+};
+
+void check_target(const BackupSettings& settings) {
+  Node& device = *settings.device;
+  Node& target = *settings.target;
+  if (&device == &target) throw Error(EINVAL, "Source and target cannot be the same");
+  if (device.size() != target.size()) {
+    throw Error(EINVAL, fmt::format("The target has {} bytes, the source {}", target.size(),
+                                    device.size()));
+  }
+  if (settings.compress && !target.driver().limits().can_compress) {
+    throw Error(ENOTSUP, "Compression is not supported for this drive " + target.name());
+  }
+}
+
+}  // namespace
+
+Task<std::shared_ptr<Job>> make_backup_job(JobTable& jobs, BackupSettings settings) {
+  check_target(settings);
+  const std::optional<BitmapMode> mode = check_modes(settings);
+  jobs.require_idle(*settings.device);
+  jobs.require_idle(*settings.target);
+  std::optional<std::string> bitmap = std::move(settings.bitmap);
+  std::optional<std::string> filter_name = std::move(settings.filter_node_name);
+  const auto job = std::make_shared<BackupJob>(jobs.events(), std::move(settings), mode);
+  std::exception_ptr failure;
+  try {
+    co_await job->prepare(std::move(bitmap), std::move(filter_name));
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  if (!failure) co_return job;
+  try {
+    co_await job->clean();
+  } catch (const Error&) {
+    // What failed first is what is told.
+  }
+  std::rethrow_exception(failure);
+}
+
+}  // namespace vise

@@ -1,0 +1,155 @@
+#include "job/job_filter.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "vise/error.h"
+
+namespace vise {
+
+Task<CopyLocks::Guard> JobFilter::begin_change(GuestRange range) {
+  if (before_change) co_await before_change(range);
+  co_return co_await locks_.lock(range, CopyLocks::Kind::change);
+}
+
+Task<void> JobFilter::write(GuestOffset offset, ConstIoVec data, WriteFlags flags) {
+  const CopyLocks::Guard guard = co_await begin_change({offset, data.size()});
+  co_await Filter::write(offset, data, flags);
+}
+
+Task<void> JobFilter::write_zeroes(GuestRange range, ZeroFlags flags) {
+  const CopyLocks::Guard guard = co_await begin_change(range);
+  co_await Filter::write_zeroes(range, flags);
+}
+
+Task<void> JobFilter::discard(GuestRange range) {
+  const CopyLocks::Guard guard = co_await begin_change(range);
+  co_await Filter::discard(range);
+}
+
+Task<void> JobFilter::truncate(std::uint64_t, TruncateOptions) {
+  throw Error(EBUSY, "The image cannot be resized while a job works on it");
+  co_return;
+}
+
+Task<bool> JobFilter::write_encoded(GuestOffset offset, std::span<const EncodedExtent> extents,
+                                    WriteFlags flags) {
+  std::uint64_t length = 0;
+  for (const EncodedExtent& extent : extents) length += extent.guest_length;
+  const CopyLocks::Guard guard = co_await begin_change({offset, length});
+  co_return co_await Filter::write_encoded(offset, extents, flags);
+}
+
+Permissions JobFilter::child_permissions(const Child& edge, Permissions parents) const {
+  Permissions needs = Filter::child_permissions(edge, parents);
+  if (exclusive_) {
+    needs.shares = needs.shares.without(PermissionSet(Permission::write) | Permission::resize);
+  }
+  return needs;
+}
+
+namespace {
+
+Task<std::unique_ptr<Driver>> open_filter(OpenContext& context) {
+  std::unique_ptr<Child> child =
+      co_await context.open_child(std::string("file"), EdgeRole::filtered);
+  co_return std::make_unique<JobFilter>(std::move(child));
+}
+
+// All but `kept` go from one node to the other. Drained.
+Task<void> move_parents(Node& from, const std::shared_ptr<Node>& to, const Child* kept) {
+  std::vector<Child*> edges;
+  for (Child* edge : from.parents()) {
+    if (edge != kept) edges.push_back(edge);
+  }
+  std::size_t moved = 0;
+  std::exception_ptr failure;
+  try {
+    for (; moved < edges.size(); ++moved) co_await edges[moved]->replace_node(to);
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  if (!failure) co_return;
+  const std::shared_ptr<Node> back = from.shared_from_this();
+  while (moved-- > 0) co_await edges[moved]->replace_node(back);
+  std::rethrow_exception(failure);
+}
+
+}  // namespace
+
+const DriverType stream_filter_type = {
+    .name = "copy-on-read", .kind = DriverKind::filter, .open = open_filter};
+const DriverType backup_filter_type = {
+    .name = "copy-before-write", .kind = DriverKind::filter, .open = open_filter};
+const DriverType mirror_filter_type = {
+    .name = "mirror_top", .kind = DriverKind::filter, .open = open_filter};
+const DriverType commit_filter_type = {
+    .name = "commit_top", .kind = DriverKind::filter, .open = open_filter};
+
+Task<void> while_drained(Node& node, const std::function<Task<void>()>& work) {
+  const std::shared_ptr<Node> self = node.shared_from_this();
+  co_await node.drain_begin();
+  std::exception_ptr failure;
+  try {
+    co_await work();
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  node.drain_end();
+  if (failure) std::rethrow_exception(failure);
+}
+
+Task<std::unique_ptr<PlacedFilter>> PlacedFilter::place(Node& below, const DriverType& type,
+                                                        std::optional<std::string> name) {
+  std::unique_ptr<PlacedFilter> placed(new PlacedFilter());
+  placed->below_ = below.shared_from_this();
+  OpenRequest request;
+  request.options.set("file", below.name());
+  if (name) request.options.set("node-name", *name);
+  request.defaults.read_only = below.read_only();
+  request.defaults.discard_unmap = true;
+  std::shared_ptr<Node> node = co_await below.graph().open_as(type, std::move(request));
+  placed->node_ = node;
+  std::unique_ptr<Child> hold = co_await below.graph().attach(
+      nullptr, std::string("job"), EdgeRole::root, node, Permissions{{}, Permissions::all()});
+  placed->hold_ = std::move(hold);
+  std::exception_ptr failure;
+  try {
+    const std::function<Task<void>()> work = [&] {
+      return move_parents(below, placed->node_, placed->node_->filtered_child());
+    };
+    co_await while_drained(below, work);
+    co_await placed->make_exclusive();
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  if (!failure) co_return placed;
+  co_await placed->remove();
+  std::rethrow_exception(failure);
+}
+
+// Only now: before, those who have moved would have been in the way of those who had not.
+Task<void> PlacedFilter::make_exclusive() {
+  filter().set_exclusive(true);
+  co_await hold_->set_permissions(hold_->permissions());  // works out what is needed below
+}
+
+Task<void> PlacedFilter::remove() { return remove_onto(*below_); }
+
+Task<void> PlacedFilter::remove_onto(Node& node) {
+  const std::shared_ptr<Node> to = node.shared_from_this();
+  filter().set_exclusive(false);
+  co_await hold_->set_permissions(hold_->permissions());
+  std::exception_ptr failure;
+  try {
+    const std::function<Task<void>()> work = [&] { return move_parents(*node_, to, hold_.get()); };
+    co_await while_drained(*node_, work);
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  filter().before_change = nullptr;
+  co_await hold_->detach();
+  if (failure) std::rethrow_exception(failure);
+}
+
+}  // namespace vise

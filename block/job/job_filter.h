@@ -1,0 +1,75 @@
+// The filter that a job puts above a node while it runs: it sees every change from above before the
+// node does, and keeps changes and the job's copying apart.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+
+#include "util/copy_locks.h"
+#include "vise/filter.h"
+#include "vise/graph.h"
+
+namespace vise {
+
+class JobFilter final : public Filter {
+ public:
+  using Filter::Filter;
+
+  /// What a change waits for before it goes on; must not throw. May be empty.
+  std::function<Task<void>(GuestRange)> before_change;
+  CopyLocks& locks() { return locks_; }
+  /// Whoever writes must come through here: a change past it would go unseen.
+  void set_exclusive(bool exclusive) { exclusive_ = exclusive; }
+
+  Task<void> write(GuestOffset offset, ConstIoVec data, WriteFlags flags) override;
+  Task<void> write_zeroes(GuestRange range, ZeroFlags flags) override;
+  Task<void> discard(GuestRange range) override;
+  Task<void> truncate(std::uint64_t size, TruncateOptions options) override;
+  Task<bool> write_encoded(GuestOffset offset, std::span<const EncodedExtent> extents,
+                           WriteFlags flags) override;
+  Permissions child_permissions(const Child& edge, Permissions parents) const override;
+
+ private:
+  Task<CopyLocks::Guard> begin_change(GuestRange range);
+
+  CopyLocks locks_;
+  bool exclusive_ = false;
+};
+
+/// A JobFilter in its place.
+class PlacedFilter {
+ public:
+  /// `driver_name`: what queries show. `name`: of the node; nothing: an automatic one. What was
+  /// above `below` is above the filter then. Throws Error, with nothing changed.
+  static Task<std::unique_ptr<PlacedFilter>> place(Node& below, const DriverType& type,
+                                                   std::optional<std::string> name);
+  /// Gives its parents back to the node, and closes it. Awaited before destruction.
+  Task<void> remove();
+  /// The same with the parents going to another node.
+  Task<void> remove_onto(Node& node);
+
+  Node& node() const { return *node_; }
+  JobFilter& filter() const { return static_cast<JobFilter&>(node_->driver()); }
+
+ private:
+  PlacedFilter() = default;
+  Task<void> make_exclusive();
+
+  std::shared_ptr<Node> node_;
+  std::shared_ptr<Node> below_;
+  std::unique_ptr<Child> hold_;  // so that it stays when nothing else is above it
+};
+
+/// Drivers of such filters, by what they are called.
+extern const DriverType stream_filter_type;  // copy-on-read
+extern const DriverType backup_filter_type;  // copy-before-write
+extern const DriverType mirror_filter_type;  // mirror_top
+extern const DriverType commit_filter_type;  // commit_top
+
+/// Runs `work` while nothing from above reaches `node`.
+Task<void> while_drained(Node& node, const std::function<Task<void>()>& work);
+
+}  // namespace vise

@@ -1,0 +1,252 @@
+// Jobs: starting and steering them.
+#include <fmt/format.h>
+
+#include <cerrno>
+#include <ranges>
+#include <utility>
+
+#include "copy/chain_source.h"
+#include "graph/image_info.h"
+#include "job/backup.h"
+#include "job/create.h"
+#include "job/job_table.h"
+#include "job/stream.h"
+#include "monitor/commands.h"
+#include "monitor/job_settings.h"
+#include "monitor/services.h"
+#include "vise/error.h"
+
+namespace vise {
+
+std::uint64_t speed_argument(std::int64_t speed) {
+  if (speed >= 0) return static_cast<std::uint64_t>(speed);
+  throw Error(EINVAL, fmt::format("Parameter 'speed' expects a value from 0 to {}, not {}",
+                                  INT64_MAX, speed));
+}
+
+Node& get_device(Services& services, const std::string& name) {
+  Node* const node = services.graph().find(name);
+  if (node != nullptr) return *node;
+  throw Error(ENOENT, fmt::format("Cannot find device='{0}' nor node-name='{0}'", name));
+}
+
+namespace {
+
+void start(Services& services, std::shared_ptr<Job> job) {
+  services.jobs().add(job);
+  services.jobs().start(std::move(job));
+}
+
+// --- stream -------------------------------------------------------------------------------------
+
+// The image of the chain below `overlay` that `matches`.
+template <class Matches>
+Node* find_below(Node& overlay, Matches matches) {
+  for (Node* node = backing_of(overlay); node != nullptr; node = backing_of(*node)) {
+    for (Node* part = node;;) {
+      if (matches(*part)) return part;
+      const Child* below = part->filtered_child();
+      if (below == nullptr) break;
+      part = &below->node();
+    }
+  }
+  return nullptr;
+}
+
+Node* find_base(Services& services, Node& overlay, const qapi::BlockStreamArguments& arguments) {
+  const int given = int{arguments.base.has_value()} + int{arguments.base_node.has_value()} +
+                    int{arguments.bottom.has_value()};
+  if (given > 1) {
+    throw Error(EINVAL, "Only one of 'base', 'base-node' and 'bottom' can be given");
+  }
+  if (given == 0) {
+    if (arguments.backing_file) {
+      throw Error(EINVAL, "backing file specified, but streaming the entire chain");
+    }
+    return nullptr;
+  }
+  if (arguments.base) {
+    Node* const base = find_below(overlay, [&](const Node& node) {
+      return node.filename() == *arguments.base || node.protocol_filename() == *arguments.base;
+    });
+    if (base != nullptr) return base;
+    throw Error(ENOENT, fmt::format("Can't find '{}' in the backing chain", *arguments.base));
+  }
+  const std::string& name = arguments.base_node ? *arguments.base_node : *arguments.bottom;
+  Node& named = get_device(services, name);
+  const bool is_top = arguments.bottom && &named == &overlay;
+  if (!is_top && find_below(overlay, [&](Node& node) { return &node == &named; }) == nullptr) {
+    throw Error(EINVAL,
+                fmt::format("Node '{}' is not a backing image of '{}'", name, overlay.name()));
+  }
+  if (arguments.base_node) return &named;
+  if (named.type().kind == DriverKind::filter) {
+    throw Error(EINVAL,
+                fmt::format("Node '{}' is a filter, use a non-filter node as 'bottom'", name));
+  }
+  return backing_of(named);
+}
+
+Task<void> block_stream(Services& services, qapi::BlockStreamArguments arguments) {
+  StreamSettings settings;
+  settings.job = job_settings(services, arguments);
+  settings.job.on_source_error = arguments.on_error.value_or(qapi::BlockdevOnError::report);
+  settings.job.on_target_error = settings.job.on_source_error;
+  settings.device = &get_device(services, arguments.device);
+  settings.base = find_base(services, image_of(*settings.device), arguments);
+  settings.backing_file = arguments.backing_file;
+  settings.filter_node_name = arguments.filter_node_name;
+  std::shared_ptr<Job> job = co_await make_stream_job(services.jobs(), std::move(settings));
+  start(services, std::move(job));
+}
+
+// --- others -------------------------------------------------------------------------------------
+
+Task<void> blockdev_backup(Services& services, qapi::BlockdevBackup arguments) {
+  BackupSettings settings = backup_settings(services, arguments);
+  std::shared_ptr<Job> job = co_await make_backup_job(services.jobs(), std::move(settings));
+  start(services, std::move(job));
+}
+
+Task<Value> blockdev_create(Services& services, Value arguments) {
+  qapi::BlockdevCreateArguments typed;
+  read(ValueReader(arguments, ValueInput::json), typed);
+  services.jobs().require_new_id(typed.job_id);
+  Value::Dict options = arguments.as_dict().find("options")->as_dict();
+  start(services,
+        make_create_job(services.jobs(), services.graph(), typed.job_id, std::move(options)));
+  co_return Value(Value::Dict());
+}
+
+// --- questions ----------------------------------------------------------------------------------
+
+Task<std::vector<qapi::JobInfo>> query_jobs(Services& services) {
+  std::vector<qapi::JobInfo> result;
+  for (const auto& job : std::views::reverse(services.jobs().jobs())) {
+    qapi::JobInfo info;
+    info.id = job->id();
+    info.type = job->type();
+    info.status = job->status();
+    info.current_progress = static_cast<std::int64_t>(job->done());
+    info.total_progress = static_cast<std::int64_t>(job->total());
+    if (!job->error().empty()) info.error = job->error();
+    result.push_back(std::move(info));
+  }
+  co_return result;
+}
+
+Task<std::vector<qapi::BlockJobInfo>> query_block_jobs(Services& services) {
+  std::vector<qapi::BlockJobInfo> result;
+  for (const auto& job : std::views::reverse(services.jobs().jobs())) {
+    if (!job->is_block_job()) continue;
+    qapi::BlockJobInfo info;
+    info.type = job->type();
+    info.device = job->id();
+    info.len = static_cast<std::int64_t>(job->total());
+    info.offset = static_cast<std::int64_t>(job->done());
+    info.busy = job->status() == Job::Status::running;
+    info.paused = job->is_paused();
+    info.speed = static_cast<std::int64_t>(job->settings().speed);
+    info.io_status = job->io_status();
+    info.ready = job->is_ready();
+    info.status = job->status();
+    info.auto_finalize = job->settings().auto_finalize;
+    info.auto_dismiss = job->settings().auto_dismiss;
+    if (!job->error().empty()) info.error = job->error();
+    result.push_back(std::move(info));
+  }
+  co_return result;
+}
+
+// --- verbs --------------------------------------------------------------------------------------
+
+Job& get_job(Services& services, const std::string& id) {
+  const std::shared_ptr<Job> job = services.jobs().find(id);
+  if (job == nullptr) throw Error(ENOENT, "Job not found");
+  return *job;
+}
+
+Job& get_block_job(Services& services, const std::string& id) {
+  const std::shared_ptr<Job> job = services.jobs().find(id);
+  if (job != nullptr && job->is_block_job()) return *job;
+  throw QmpError(ENOENT, "DeviceNotActive", fmt::format("Block job '{}' not found", id));
+}
+
+template <class Arguments, void (Job::*verb)()>
+Task<void> job_verb(Services& services, Arguments arguments) {
+  (get_job(services, arguments.id).*verb)();
+  co_return;
+}
+
+template <class Arguments, void (Job::*verb)()>
+Task<void> block_job_verb(Services& services, Arguments arguments) {
+  if constexpr (requires { arguments.device; }) {
+    (get_block_job(services, arguments.device).*verb)();
+  } else {
+    (get_block_job(services, arguments.id).*verb)();
+  }
+  co_return;
+}
+
+Task<void> job_cancel(Services& services, qapi::JobCancelArguments arguments) {
+  get_job(services, arguments.id).cancel(Job::Cancel::force);
+  co_return;
+}
+
+Task<void> block_job_cancel(Services& services, qapi::BlockJobCancelArguments arguments) {
+  const bool force = arguments.force.value_or(false);
+  get_block_job(services, arguments.device).cancel(force ? Job::Cancel::force : Job::Cancel::soft);
+  co_return;
+}
+
+Task<void> block_job_set_speed(Services& services, qapi::BlockJobSetSpeedArguments arguments) {
+  get_block_job(services, arguments.device).set_speed(speed_argument(arguments.speed));
+  co_return;
+}
+
+}  // namespace
+
+BackupSettings backup_settings(Services& services, const qapi::BlockdevBackup& arguments) {
+  BackupSettings settings;
+  settings.job = job_settings(services, arguments);
+  using OnError = qapi::BlockdevOnError;
+  settings.job.on_source_error = arguments.on_source_error.value_or(OnError::report);
+  settings.job.on_target_error = arguments.on_target_error.value_or(OnError::report);
+  settings.device = &get_device(services, arguments.device);
+  settings.target = &get_device(services, arguments.target);
+  settings.sync = arguments.sync;
+  settings.bitmap = arguments.bitmap;
+  settings.bitmap_mode = arguments.bitmap_mode;
+  settings.compress = arguments.compress.value_or(false);
+  settings.filter_node_name = arguments.filter_node_name;
+  return settings;
+}
+
+void add_job_commands(CommandTable& commands) {
+  namespace command = qapi::command;
+  commands.add<command::block_stream, block_stream>();
+  commands.add<command::blockdev_backup, blockdev_backup>();
+  commands.add(command::blockdev_create::name, blockdev_create);
+  commands.add<command::query_jobs, query_jobs>();
+  commands.add<command::query_block_jobs, query_block_jobs>();
+  commands.add<command::job_pause, job_verb<qapi::JobPauseArguments, &Job::pause>>();
+  commands.add<command::job_resume, job_verb<qapi::JobResumeArguments, &Job::resume>>();
+  commands.add<command::job_complete, job_verb<qapi::JobCompleteArguments, &Job::complete>>();
+  commands.add<command::job_finalize, job_verb<qapi::JobFinalizeArguments, &Job::finalize>>();
+  commands.add<command::job_dismiss, job_verb<qapi::JobDismissArguments, &Job::dismiss>>();
+  commands.add<command::job_cancel, job_cancel>();
+  commands
+      .add<command::block_job_pause, block_job_verb<qapi::BlockJobPauseArguments, &Job::pause>>();
+  commands.add<command::block_job_resume,
+               block_job_verb<qapi::BlockJobResumeArguments, &Job::resume>>();
+  commands.add<command::block_job_complete,
+               block_job_verb<qapi::BlockJobCompleteArguments, &Job::complete>>();
+  commands.add<command::block_job_finalize,
+               block_job_verb<qapi::BlockJobFinalizeArguments, &Job::finalize>>();
+  commands.add<command::block_job_dismiss,
+               block_job_verb<qapi::BlockJobDismissArguments, &Job::dismiss>>();
+  commands.add<command::block_job_cancel, block_job_cancel>();
+  commands.add<command::block_job_set_speed, block_job_set_speed>();
+}
+
+}  // namespace vise
