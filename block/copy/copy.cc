@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <optional>
 #include <utility>
 
 #include "codec/codec.h"
@@ -39,7 +40,9 @@ namespace {
 
 constexpr std::uint64_t usual_chunk = std::uint64_t{2} << 20;
 constexpr std::uint64_t memory_limit = std::uint64_t{32} << 20;  // of all chunks together
-constexpr std::uint64_t status_step = std::uint64_t{1} << 30;    // asked for at once
+constexpr std::uint64_t sector_size = 512;
+constexpr std::uint64_t salvage_step = 64 << 10;               // taken for data where nobody knows
+constexpr std::uint64_t status_step = std::uint64_t{1} << 30;  // asked for at once
 
 // Frees a slot when a chunk ends, however it ends.
 class SlotHolder {
@@ -75,6 +78,7 @@ class Copier {
   Task<void> walk();
   Task<Chunk> next_chunk(GuestOffset start);
   Task<CopyPiece> status_at(std::uint64_t offset);
+  Task<CopyPiece> status_of(GuestRange range);
   Task<void> wait_for_rate(std::uint64_t bytes);
   Task<void> find_out_if_target_is_zero();
 
@@ -85,6 +89,7 @@ class Copier {
   Task<void> verify(const EncodedRun& run, GuestOffset start);
   Task<void> write_stored(const Stored& stored);
   Task<void> read_piece(CopyPiece piece, IoVec data);
+  Task<void> salvage(GuestOffset start, IoVec data);
   Task<void> scan(Chunk& chunk, std::span<const std::byte> data, GuestOffset data_start);
   Task<void> drop_zeroes_already_there(Chunk& chunk);
   Task<void> write_piece(CopyPiece piece, ConstIoVec data);
@@ -146,7 +151,8 @@ Copier::Copier(CopyRequest request)
   progress_.total = total_;
   const CopyOptions& options = request_.options;
   const Limits limits = target_.limits();
-  if (options.compressed && options.encoded && options.level == 0 && limits.can_compress &&
+  const bool as_stored = options.encoded && options.level == 0 && !request_.on_unreadable;
+  if (options.compressed && as_stored && limits.can_compress &&
       granularity_ == limits.cluster_size) {
     source_.offer_encoded(limits.cluster_size);
   }
@@ -195,11 +201,22 @@ Task<void> Copier::walk() {
   }
 }
 
+Task<CopyPiece> Copier::status_of(GuestRange range) {
+  try {
+    co_return co_await source_.status(range).context(
+        fmt::format("error while reading at byte {}", range.start.bytes()));
+  } catch (const Error&) {
+    if (!request_.on_unreadable) throw;
+  }
+  // Reading finds out sector by sector what is lost.
+  co_return CopyPiece{CopyKind::data,
+                      {range.start, std::min(range.length, std::max(granularity_, salvage_step))}};
+}
+
 Task<CopyPiece> Copier::status_at(std::uint64_t offset) {
   if (!known_.range.contains(GuestOffset(offset))) {
     const GuestRange range{GuestOffset(offset), std::min(total_ - offset, status_step)};
-    known_ = co_await source_.status(range).context(
-        fmt::format("error while reading at byte {}", offset));
+    known_ = co_await status_of(range);
     if (known_.kind == CopyKind::zero && request_.options.sparse_size == 0 &&
         !request_.options.compressed) {
       known_.kind = CopyKind::data;
@@ -377,8 +394,31 @@ Task<void> Copier::write_stored(const Stored& stored) {
 }
 
 Task<void> Copier::read_piece(CopyPiece piece, IoVec data) {
+  if (request_.on_unreadable) {
+    co_await salvage(piece.range.start, data);
+    co_return;
+  }
   co_await source_.read(piece.range.start, data)
       .context(fmt::format("error while reading at byte {}", piece.range.start.bytes()));
+}
+
+// Halves what cannot be read until only the sectors are left that are lost.
+Task<void> Copier::salvage(GuestOffset start, IoVec data) {
+  std::optional<Error> failure;
+  try {
+    co_await source_.read(start, data);
+  } catch (const Error& error) {
+    failure = error;
+  }
+  if (!failure) co_return;
+  if (data.size() <= sector_size) {
+    data.fill(std::byte{0});
+    request_.on_unreadable(start.bytes(), *failure);
+    co_return;
+  }
+  const std::uint64_t half = divide_up(data.size() / 2, sector_size) * sector_size;
+  co_await salvage(start, data.first(half));
+  co_await salvage(start + half, data.slice(half));
 }
 
 // Replaces data pieces by what of them is zero and what is not.

@@ -10,6 +10,7 @@
 
 #include "copy/rate_limit.h"
 #include "vise/child.h"
+#include "vise/error.h"
 #include "vise/sync.h"
 
 namespace vise {
@@ -69,6 +70,9 @@ struct CopyRequest {
   CopyOptions options;
   CopyControl* control = nullptr;                        // may be null
   std::function<void(const CopyProgress&)> on_progress;  // after each chunk; may be empty
+  /// Called for each sector of the sources (offset in all of them together) that cannot be read and
+  /// is taken for zeros then. Empty: what cannot be read ends the copy.
+  std::function<void(std::uint64_t offset, const Error& error)> on_unreadable;
   // The clock of the rate limit; empty: the real one and the event loop's timers.
   std::function<RateLimit::Clock::time_point()> now;
   std::function<Task<void>(std::chrono::nanoseconds)> sleep;

@@ -4,6 +4,7 @@
 
 #include <cerrno>
 
+#include "codec/codec.h"
 #include "vise/error.h"
 #include "vise/options.h"
 
@@ -45,6 +46,11 @@ std::uint64_t number_argument(const std::string& text, std::string_view what, st
   const std::uint64_t number = size_argument(text, what);
   if (number >= least && number <= most) return number;
   throw Error(EINVAL, fmt::format("Invalid {} {}: must be from {} to {}", what, text, least, most));
+}
+
+int level_argument(const std::string& text) {
+  if (text == "fastest") return codec::fastest;
+  return static_cast<int>(number_argument(text, "compression level", 1, 19));
 }
 
 void expect_operands(const Arguments& arguments, std::size_t least, std::size_t most,

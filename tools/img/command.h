@@ -52,6 +52,10 @@ std::uint64_t size_argument(const std::string& text, std::string_view what);
 std::uint64_t number_argument(const std::string& text, std::string_view what, std::uint64_t least,
                               std::uint64_t most);
 
+/// A level of compression: a number or "fastest". Which there are depends on the codec, and is
+/// checked when that is known. Throws Error(EINVAL).
+int level_argument(const std::string& text);
+
 /// Throws UsageError unless there are from `least` to `most` operands; `expected` names the first
 /// missing one.
 void expect_operands(const Arguments& arguments, std::size_t least, std::size_t most,

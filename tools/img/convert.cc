@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstring>
 #include <optional>
 #include <utility>
 
@@ -71,17 +72,12 @@ struct Request {
   std::uint64_t rate = 0;  // bytes per second, 0: no limit
   bool create = true;
   bool bitmaps = false;
+  bool salvage = false;
+  bool quiet = false;
   BrokenBitmaps broken_bitmaps = BrokenBitmaps::refuse;
 };
 
 [[noreturn]] void fail(std::string_view text) { throw Error(EINVAL, text); }
-
-void refuse_what_is_missing(const Arguments& arguments) {
-  const auto refuse = [&](int option, std::string_view what) {
-    if (arguments.has(option)) throw Error(ENOTSUP, fmt::format("{} is not supported", what));
-  };
-  refuse(key::salvage, "--salvage");
-}
 
 void check_combinations(const Arguments& arguments) {
   const auto has = [&](int option) { return arguments.has(option); };
@@ -92,7 +88,9 @@ void check_combinations(const Arguments& arguments) {
     fail("-O (--output-format) and --target-image-opts exclude each other");
   }
   if (!create && has('o')) fail("-o (--options) has no meaning with -n: nothing is created");
-  if (has('C') && (has('c') || has('S'))) fail("-C cannot be used with -c or -S");
+  if (has('C') && (has('c') || has('S') || has(key::salvage))) {
+    fail("-C cannot be used with -c, -S or --salvage");
+  }
   for (const auto& [option, name] :
        {std::pair(key::level, "--level"), std::pair(key::recompress, "--recompress"),
         std::pair(key::verify, "--verify")}) {
@@ -123,15 +121,8 @@ std::uint64_t sparse_size(const std::string& text) {
   return size;
 }
 
-// Which levels there are depends on the target's codec: checked when that is open.
-int level(const std::string& text) {
-  if (text == "fastest") return codec::fastest;
-  return static_cast<int>(number_argument(text, "compression level", 1, 19));
-}
-
 Request read_request(const Arguments& arguments) {
   expect_operands(arguments, 2, SIZE_MAX, "the names of a source and a target");
-  refuse_what_is_missing(arguments);
   check_combinations(arguments);
   Request request;
   ImageArguments source;
@@ -158,11 +149,14 @@ Request read_request(const Arguments& arguments) {
   // An image that was there before holds more than this copy: nobody marks that.
   if (request.create) request.target.purpose = OpenPurpose::make;
   request.bitmaps = arguments.has(key::bitmaps);
+  request.salvage = arguments.has(key::salvage);
+  request.quiet = arguments.has('q');
   if (arguments.has(key::skip_broken_bitmaps)) request.broken_bitmaps = BrokenBitmaps::skip;
   request.copy.compressed = arguments.has('c');
   request.copy.encoded = !arguments.has(key::recompress);
   request.copy.verify = arguments.has(key::verify);
-  if (const std::string* text = arguments.last(key::level)) request.copy.level = level(*text);
+  if (const std::string* text = arguments.last(key::level))
+    request.copy.level = level_argument(*text);
   request.copy.target_is_zero = arguments.has(key::target_is_zero);
   request.copy.fua = request.target.cache.writethrough;
   if (const std::string* text = arguments.last('S')) request.copy.sparse_size = sparse_size(*text);
@@ -275,6 +269,13 @@ Task<int> convert(ImageSession& session, const Request& request, LongWork& work)
   copying.on_progress = [&work](const CopyProgress& state) { work.show(state); };
   work.control().set_rate(request.rate);
   copying.control = &work.control();
+  if (request.salvage) {
+    copying.on_unreadable = [&](std::uint64_t offset, const Error& error) {
+      if (request.quiet) return;
+      print_warning(session.program(), fmt::format("error while reading offset {}: {}", offset,
+                                                   std::strerror(error.code())));
+    };
+  }
   co_await copy(std::move(copying));
   if (request.bitmaps) copy_bitmaps(session.program(), source, root->node());
   co_await root->flush();

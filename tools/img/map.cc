@@ -96,6 +96,7 @@ class Printer {
                     first_ ? "" : ",\n", entry.start, status.length, status.depth, status.allocated,
                     status.zero, status.data, status.compressed));
     if (status.host) print(fmt::format(", \"offset\": {}", status.host->bytes()));
+    if (status.compressed) print(fmt::format(", \"stored-length\": {}", status.stored_length));
     print("}");
     first_ = false;
   }
@@ -135,6 +136,7 @@ Task<int> map(ImageSession& session, const Request& request) {
     position = next.end();
     if (current.status.length > 0 && current.continues_in(next)) {
       current.status.length += next.status.length;
+      current.status.stored_length += next.status.stored_length;
       continue;
     }
     if (current.status.length > 0) printer.add(current);

@@ -5,6 +5,7 @@
 #include <optional>
 #include <utility>
 
+#include "codec/codec.h"
 #include "qapi/qapi-types.h"
 #include "tools/common/creation.h"
 #include "tools/common/key_order.h"
@@ -12,6 +13,7 @@
 #include "tools/common/shared_options.h"
 #include "tools/common/snapshots.h"
 #include "tools/img/command.h"
+#include "tools/img/estimate.h"
 #include "util/json.h"
 #include "util/keyval.h"
 #include "vise/child.h"
@@ -26,6 +28,9 @@ constexpr OptionSpec options[] = {
     {'O', "target-format", "FORMAT", "format of the new image, raw if not given"},
     {'o', "options", "OPTIONS", "its creation options, key=value,…"},
     {'l', "snapshot", "SNAPSHOT", "measure what a snapshot holds"},
+    {'c', "compress", nullptr, "estimate the size of a compressed image by compressing a sample"},
+    {key::level, "level", "LEVEL",
+     "with -c: of compression: 1 (fast) to 12 (zlib) or 19 (zstd), or fastest"},
     shared::output,
     shared::format,
     shared::image_opts,
@@ -41,21 +46,37 @@ struct Request {
   std::string target_format;
   std::vector<std::string> option_lists;
   OutputFormat output = OutputFormat::human;
+  bool compressed = false;
+  int level = codec::default_level;
 };
 
-std::string human_text(const MeasureResult& result) {
+using Estimate = std::optional<CompressedEstimate>;
+
+std::string human_text(const MeasureResult& result, const Estimate& estimate) {
   std::string text = fmt::format("required size: {}\nfully allocated size: {}\n", result.required,
                                  result.fully_allocated);
   if (result.bitmaps) text += fmt::format("bitmaps size: {}\n", *result.bitmaps);
-  return text;
+  if (!estimate) return text;
+  return text +
+         fmt::format("compressed size: {}\ncompressed size error: {}\nsampled clusters: {}/{}\n",
+                     estimate->size, estimate->error, estimate->sampled_clusters,
+                     estimate->data_clusters);
 }
 
-std::string json_text(const MeasureResult& result) {
+std::string json_text(const MeasureResult& result, const Estimate& estimate) {
   qapi::BlockMeasureInfo info;
   info.required = static_cast<std::int64_t>(result.required);
   info.fully_allocated = static_cast<std::int64_t>(result.fully_allocated);
   if (result.bitmaps) info.bitmaps = static_cast<std::int64_t>(*result.bitmaps);
-  return json::print(in_printing_order(to_value(info))) + "\n";
+  Value value = to_value(info);
+  if (estimate) {
+    Value::Dict& members = value.as_dict();
+    members.set("compressed-size", estimate->size);
+    members.set("compressed-size-error", estimate->error);
+    members.set("sampled-clusters", estimate->sampled_clusters);
+    members.set("data-clusters", estimate->data_clusters);
+  }
+  return json::print(in_printing_order(std::move(value))) + "\n";
 }
 
 Task<int> measure(ImageSession& session, const Request& request) {
@@ -64,17 +85,27 @@ Task<int> measure(ImageSession& session, const Request& request) {
   if (types.format->measure == nullptr) {
     throw Error(ENOTSUP, fmt::format("Format '{}' cannot be measured", request.target_format));
   }
+  if (request.compressed && types.format->name != "qcow2") {
+    throw Error(ENOTSUP, fmt::format("Only compressed qcow2 images can be measured, not '{}'",
+                                     request.target_format));
+  }
   MeasureRequest measured;
   measured.size = request.size;
   measured.options = parse_creation_options(types, request.option_lists);
+  Child* root = nullptr;
   if (request.image) {
-    Child* root = co_await session.open(*request.image);
+    root = co_await session.open(*request.image);
     if (request.snapshot) co_await view_snapshot(*root, *request.snapshot);
     measured.source = &root->node();
     measured.size = root->size();
   }
   const MeasureResult result = co_await types.format->measure(measured);
-  print(request.output == OutputFormat::json ? json_text(result) : human_text(result));
+  Estimate estimate;
+  if (root != nullptr && request.compressed) {
+    estimate = co_await estimate_compressed(*root, measured.options, request.level);
+  }
+  print(request.output == OutputFormat::json ? json_text(result, estimate)
+                                             : human_text(result, estimate));
   co_return 0;
 }
 
@@ -90,7 +121,13 @@ int run(const Program& program, const Arguments& arguments) {
   if (!has_file && file_options) {
     throw UsageError("-f, -l and --image-opts need an image file name");
   }
+  if (!has_file && arguments.has('c')) throw UsageError("-c (--compress) needs an image file name");
+  if (arguments.has(key::level) && !arguments.has('c')) {
+    throw UsageError("--level needs -c (--compress)");
+  }
   Request request;
+  request.compressed = arguments.has('c');
+  if (const std::string* text = arguments.last(key::level)) request.level = level_argument(*text);
   if (has_file) {
     request.image = image_argument(arguments);
     if (const std::string* text = arguments.last('l')) request.snapshot = snapshot_selector(*text);
