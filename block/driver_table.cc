@@ -168,7 +168,9 @@ const DriverType& DriverTable::probe(std::span<const std::byte> head) {
     best = type;
     best_score = score;
   }
-  return *best;
+  if (best != &raw_driver) return *best;
+  const DriverType* foreign = probe_foreign(head);
+  return foreign != nullptr ? *foreign : raw_driver;
 }
 
 std::vector<std::string> DriverTable::names() {

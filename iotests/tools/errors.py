@@ -158,6 +158,38 @@ def a_failed_create_keeps_an_existing_image(t):
     t.vise_io("-f", "qcow2", "a.qcow2", commands=["read -P 1 0 64k"])
 
 
+@cases(format=["vmdk", "vdi", "vpc", "vhdx", "qed", "qcow", "parallels", "luks"])
+def a_format_that_only_others_know_is_not_taken_for_raw(t, format):
+    if format == "luks":  # making one takes a key and a while
+        t.write("image", b"LUKS\xba\xbe\0\1" + bytes(MIB))
+    else:
+        t.qemu_img("create", "-q", "-f", format, "image", "4M")
+    if format in t.vise_img("--help").stdout.split():
+        raise Skip(f"{format} is supported")
+    before = t.digest("image")
+    for command in (["info", "image"], ["convert", "image", "out"], ["resize", "image", "8M"]):
+        t.fails_clearly(t.vise_img(*command, code=1), "image", format, "not supported")
+    t.fails_clearly(t.vise_io("image", commands=["write 0 512"], code=1), format, "not supported")
+    t.equal(t.digest("image"), before, "image")
+    t.check(not t.path("out").exists(), "a target was made")
+    # Only who says so gets its bytes, and a guest cannot make its disk look like that.
+    t.vise_img("convert", "-f", "raw", "-O", "raw", "image", "out")
+    t.check(t.read("out").startswith(t.read("image")), "the bytes as they are")
+    t.write("disk", bytes(MIB))
+    t.write("head", t.read("image")[:512])
+    t.fails_clearly(t.vise_io("disk", commands=["write -s head 0 512"], code=1))
+    t.equal(t.read("disk"), bytes(MIB), "disk")
+
+
+@case
+def the_warnings_about_probing_stand_as_scripts_know_them(t):
+    t.write("raw", bytes(MIB))
+    t.vise_img("create", "-f", "qcow2", "other", "1M")
+    warned = t.vise_img("resize", "raw", "2M").stderr.splitlines()
+    t.equal([line.startswith("WARNING: ") for line in warned], [True] * 3, warned)
+    t.equal(t.vise_img("resize", "-f", "raw", "raw", "3M").stderr, "", "warnings with -f")
+
+
 @case
 def help_and_version_exit_zero(t):
     for program in (t.vise_img, t.vise_io):

@@ -171,6 +171,36 @@ def vise_io_prints_what_qemu_io_prints(t, command):
         t.equal(ours[1], theirs[1], "output")
 
 
+@cases(command=["alloc x", "sleep -1", "sleep 1k", "sigraise x", "write 0 3G", "read 0 3G",
+                "write -z 0 3G", "read 0 x", "read 2M 512", "write -P 300 0 512", "read -P 1 0 512",
+                "write -z -P 1 0 64k", "aio_write -z -P 1 0 64k", "aio_write -z 0 64k 64k",
+                "discard 0 3G", "help nonsense", "read -P 0 -s 600 0 512", "break a b", "resume a"])
+def vise_io_says_the_same_about_bad_input(t, command):
+    outputs = []
+    for run in (t.qemu_io, t.vise_io):
+        t.vise_img("create", "-q", "-f", "qcow2", "image", "1M")
+        done = run("-f", "qcow2", "image", commands=[command], code=None)
+        outputs.append((done.code, filtered(done.stdout)))
+    t.equal(outputs[1], outputs[0], "exit status and output")
+
+
+@case
+def creation_options_that_are_numbers_are_printed_as_such(t):
+    ours, theirs = both(t, "create", "-f", "qcow2", "-o", "refcount_bits=0x10", "a.qcow2", "1M")
+    t.equal(ours.stdout, theirs.stdout, "output")
+
+
+@case
+def bitmaps_can_come_with_a_snapshot(t):
+    t.qemu_img("create", "-f", "qcow2", "a.qcow2", "1M")
+    t.qemu_img("snapshot", "-c", "then", "a.qcow2")
+    t.qemu_img("bitmap", "--add", "a.qcow2", "b")
+    ours, theirs = both(t, "convert", "--bitmaps", "-l", "then", "-O", "qcow2", "a.qcow2", "new.qcow2")
+    t.equal(ours.output, theirs.output, "output")
+    t.equal(t.vise_img("info", "--output=json", "new.qcow2").json["format-specific"]["data"]["bitmaps"][0]["name"],
+            "b", "bitmap")
+
+
 @case
 def vise_io_reads_commands_from_stdin(t):
     t.vise_img("create", "-q", "-f", "qcow2", "a.qcow2", "1M")

@@ -43,13 +43,14 @@ std::string_view type_text(CreateOption::Type type) {
   return "str";
 }
 
-void check_number(const std::string& text) {
+std::int64_t parse_number(const std::string& text) {
   char* end = nullptr;
   errno = 0;
-  (void)std::strtoll(text.c_str(), &end, 0);
+  const std::int64_t number = std::strtoll(text.c_str(), &end, 0);
   if (text.empty() || *end != '\0' || errno != 0) {
     throw Error(EINVAL, fmt::format("'{}' is not an integer", text));
   }
+  return number;
 }
 
 Value typed_value(const CreateOption& option, const std::string& text) {
@@ -58,8 +59,7 @@ Value typed_value(const CreateOption& option, const std::string& text) {
       case CreateOption::Type::size:
         return parse_size(text);
       case CreateOption::Type::number:
-        check_number(text);
-        break;
+        return parse_number(text);
       case CreateOption::Type::boolean:
         (void)parse_bool(text);
         break;

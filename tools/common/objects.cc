@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <utility>
 
@@ -25,14 +26,20 @@ Value::Dict object_options(const std::string& text) {
 
 }  // namespace
 
+bool answer_object_help(const Arguments& arguments) {
+  const auto asks = [](const Arguments::Option& option) {
+    return option.key == key::object && (option.value == "help" || option.value == "?");
+  };
+  if (std::ranges::none_of(arguments.options, asks)) return false;
+  print("List of user creatable objects:\n");
+  for (const std::string_view type : ObjectTable::types()) print(fmt::format("  {}\n", type));
+  return true;
+}
+
 bool add_objects(const Arguments& arguments, ObjectTable& objects) {
+  if (answer_object_help(arguments)) return false;
   for (const Arguments::Option& option : arguments.options) {
     if (option.key != key::object) continue;
-    if (option.value == "help" || option.value == "?") {
-      print("List of user creatable objects:\n");
-      for (const std::string_view type : ObjectTable::types()) print(fmt::format("  {}\n", type));
-      return false;
-    }
     try {
       objects.create(object_options(option.value));
     } catch (Error& error) {

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdio>
 #include <cstdlib>
 #include <utility>
 
@@ -116,7 +117,14 @@ std::uint64_t shown_size(std::uint64_t bytes) { return align_up(bytes, 512); }
 
 ImageSession::ImageSession(const Program& program, Context::Options options)
     : program_(program), context_(options), graph_(context_) {
-  graph_.on_warning = [&program](const std::string& text) { print_warning(program, text); };
+  graph_.on_warning = [&program](const std::string& text) {
+    // These lines stand as they are, as scripts know them.
+    if (text.starts_with("WARNING:")) {
+      std::fputs((text + "\n").c_str(), stderr);
+    } else {
+      print_warning(program, text);
+    }
+  };
 }
 
 ImageSession::~ImageSession() = default;

@@ -104,9 +104,6 @@ void check_combinations(const Arguments& arguments) {
     fail("--skip-broken-bitmaps needs --bitmaps");
   }
   if (has(key::bitmaps) && arguments.operands.size() > 2) fail("--bitmaps needs a single source");
-  if (has(key::bitmaps) && has('l')) {
-    fail("--bitmaps and -l (--snapshot) exclude each other: bitmaps say nothing about snapshots");
-  }
   if (has('l') && arguments.operands.size() > 2) fail("-l (--snapshot) needs a single source");
   if (has('F') && !has('B')) fail("-F (--backing-format) needs -B (--backing)");
 }

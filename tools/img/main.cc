@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "tools/common/arguments.h"
+#include "tools/common/objects.h"
 #include "tools/common/output.h"
 #include "tools/common/program.h"
 #include "tools/common/shared_options.h"
@@ -71,6 +72,7 @@ int run_subcommand(const Program& program, const Subcommand& command,
     if (command.prepare != nullptr) prepared = command.prepare(std::move(prepared));
     const Arguments arguments = parse_arguments(program.name, prepared, command.options, "h");
     if (answer_help(program, arguments, [&] { return help_text(program, command); })) return 0;
+    if (answer_object_help(arguments)) return 0;
     return report_failure(program, [&] { return command.run(program, arguments); });
   } catch (const UsageError& error) {
     return fail_usage(program, error.what(), command.name);

@@ -110,6 +110,13 @@ Task<Entry> entry_at(Child& root, std::uint64_t position, std::uint64_t end) {
   Entry entry{.start = position};
   const std::uint64_t size = root.size();
   if (position >= size) {
+    if (root.size() > 0) {
+      // It continues what the last byte belongs to.
+      const BlockStatus last =
+          co_await block_status(root.node(), {GuestOffset(root.size() - 1), 1});
+      entry.status.depth = last.depth;
+      if (last.host && last.file != nullptr && !last.compressed) entry.status.host = *last.host + 1;
+    }
     entry.status.zero = true;
     entry.status.allocated = true;
     entry.status.length = end - position;

@@ -12,11 +12,11 @@ namespace vise::tools {
 namespace {
 
 // A C integer, without the suffixes of sizes.
-long plain_number(const std::string& text, long minimum) {
+long plain_number(const std::string& text) {
   char* end = nullptr;
   errno = 0;
   const long value = std::strtol(text.c_str(), &end, 0);
-  if (text.empty() || *end != '\0' || errno != 0 || value < minimum) {
+  if (text.empty() || *end != '\0' || errno != 0 || value < 0) {
     Call::fail(fmt::format("{} is not a valid number", text));
   }
   return value;
@@ -25,7 +25,7 @@ long plain_number(const std::string& text, long minimum) {
 }  // namespace
 
 Task<void> run_sleep(Call& call) {
-  const long milliseconds = plain_number(call.arguments.operands.at(0), 0);
+  const long milliseconds = plain_number(call.arguments.operands.at(0));
   co_await EventLoop::current().sleep(std::chrono::milliseconds(milliseconds));
 }
 
@@ -54,8 +54,10 @@ Task<void> run_abort(Call&) {
 }
 
 Task<void> run_sigraise(Call& call) {
-  const long number = plain_number(call.arguments.operands.at(0), 1);
-  std::raise(static_cast<int>(number));
+  const std::uint64_t number = call.size_operand(0);
+  if (number > static_cast<std::uint64_t>(SIGRTMAX) || std::raise(static_cast<int>(number)) != 0) {
+    Call::fail(fmt::format("There is no signal {}", number));
+  }
   co_return;
 }
 

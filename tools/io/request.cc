@@ -26,7 +26,9 @@ ReportStyle report_style(const Arguments& arguments) {
 
 void check_request_length(const Call& call, std::uint64_t length, std::size_t operand) {
   if (length <= max_request_length) return;
-  Call::fail(fmt::format("length cannot exceed {}, given {}", max_request_length,
+  // Only write has that option.
+  const std::string_view lifted = call.command.name == "write" ? " without -n" : "";
+  Call::fail(fmt::format("length cannot exceed {}{}, given {}", max_request_length, lifted,
                          call.arguments.operands.at(operand)));
 }
 

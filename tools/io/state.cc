@@ -84,7 +84,13 @@ bool may_run(const IoState& state, const Command& command, std::size_t words) {
 }
 
 Task<void> call(IoState& state, const Command& command, std::vector<std::string> words) {
-  Call call{state, command, parse_arguments(command.name, words, command.options, "")};
+  Arguments arguments;
+  if (command.options.empty()) {
+    arguments.operands = std::move(words);
+  } else {
+    arguments = parse_arguments(command.name, words, command.options, "");
+  }
+  Call call{state, command, std::move(arguments)};
   co_await command.run(call);
 }
 

@@ -158,9 +158,6 @@ Task<void> run_aio_write(Call& call) {
   const Arguments& arguments = call.arguments;
   if (arguments.operands.size() < 2) call.fail_with_usage();
   if (arguments.has('u') && !arguments.has('z')) Call::fail("-u requires -z to be specified");
-  if (arguments.has('z') && arguments.has('P')) {
-    Call::fail("-z and -P cannot be specified at the same time");
-  }
   if (arguments.has('z') && arguments.operands.size() != 2) {
     Call::fail("-z supports only a single length parameter");
   }
