@@ -39,9 +39,8 @@ void check_unchanged(const Value::Dict& now, const Value::Dict& before, const st
     if (old != nullptr && old->is_dict() && value.is_dict()) {
       check_unchanged(value.as_dict(), old->as_dict(), fmt::format("{}{}.", path, name));
     } else if (old == nullptr || *old != value) {
-      throw Error(EINVAL, fmt::format("Cannot change the option '{}{}' of an open image: only "
-                                      "discard, detect-zeroes and cache.no-flush can change",
-                                      path, name));
+      throw Error(EINVAL,
+                  fmt::format("Cannot change the option '{}{}' of an open image", path, name));
     }
   }
 }

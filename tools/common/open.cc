@@ -110,6 +110,7 @@ OpenRequest open_request(const Program& program, const ImageArguments& image) {
   request.defaults.discard_unmap = image.discard_unmap;
   request.defaults.purpose = image.purpose;
   request.open_backing = image.open_backing;
+  request.warn_about_probing = image.warn_about_probing;
   return request;
 }
 

@@ -30,6 +30,7 @@ struct ImageArguments {
   bool read_only = true;
   bool force_share = false;
   bool open_backing = true;
+  bool warn_about_probing = true;  // if the content of a writable image looks like raw
   CacheMode cache;
   OpenPurpose purpose = OpenPurpose::io;
   Value::Dict options;  // more options for the node, which win

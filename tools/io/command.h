@@ -38,6 +38,10 @@ class IoState {
   Task<void> open_image(ImageArguments arguments);
   /// Waits for outstanding requests, then closes the image.
   Task<void> close_image();
+  /// Throws Error(ENOTSUP) if the image would not be the same after closing and opening it.
+  void check_replaceable() const;
+  /// Closes the image and opens it as `arguments` say; as it was, if that fails. Throws Error.
+  Task<void> replace_image(ImageArguments arguments);
   const ImageArguments& image_arguments() const { return image_arguments_; }
   /// Changes flags of the open image that the next write looks at.
   ImageArguments& image_arguments() { return image_arguments_; }
@@ -92,6 +96,9 @@ const Command* find_command(std::string_view name);
 
 /// "NAME ARGS -- SUMMARY" with a newline.
 std::string usage_line(const Command& command);
+
+/// All values of -o as one option string.
+std::string joined_options(const Arguments& arguments);
 
 /// Options that open takes as vise-io itself does: -r -n -t -d -U -i -k. Others are left alone.
 void apply_image_option(const Arguments::Option& option, ImageArguments& image);

@@ -1,8 +1,7 @@
-// open, close, reopen, flush, truncate, length, discard: commands on the image as a whole.
+// open, close, flush, truncate, length, discard: commands on the image as a whole.
 #include <fmt/format.h>
 
 #include <cerrno>
-#include <optional>
 #include <utility>
 
 #include "tools/common/shared_options.h"
@@ -10,7 +9,6 @@
 #include "tools/io/request.h"
 #include "vise/child.h"
 #include "vise/error.h"
-#include "vise/options.h"
 
 namespace vise::tools {
 
@@ -23,6 +21,8 @@ bool discard_mode(const std::string& name) {
               fmt::format("Invalid discard mode '{}': must be ignore, off, unmap or on", name));
 }
 
+}  // namespace
+
 std::string joined_options(const Arguments& arguments) {
   std::string text;
   for (const Arguments::Option& option : arguments.options) {
@@ -32,8 +32,6 @@ std::string joined_options(const Arguments& arguments) {
   }
   return text;
 }
-
-}  // namespace
 
 void apply_image_option(const Arguments::Option& option, ImageArguments& image) {
   switch (option.key) {
@@ -94,65 +92,6 @@ Task<void> run_open(Call& call) {
 }
 
 Task<void> run_close(Call& call) { co_await call.state.close_image(); }
-
-namespace {
-
-// What reopen is to change.
-struct Reopening {
-  std::optional<bool> read_only;
-  std::optional<CacheMode> cache;
-  Value::Dict options;
-};
-
-Reopening reopening(const Call& call) {
-  const Arguments& arguments = call.arguments;
-  if (!arguments.operands.empty()) call.fail_with_usage();
-  if (arguments.has('r') && arguments.has('w'))
-    throw Error(EINVAL, "Only one of -r and -w can be given");
-  Reopening result;
-  if (arguments.has('r') || arguments.has('w')) result.read_only = arguments.has('r');
-  if (const std::string* name = arguments.last('c')) result.cache = parse_cache_mode(*name);
-  const std::string text = joined_options(arguments);
-  if (text.empty()) return result;
-  result.options = image_options(call.state.program(), text);
-  if (const std::optional<Value> value = result.options.take("read-only")) {
-    if (result.read_only) throw Error(EINVAL, "-r and -w cannot be used with 'read-only' in -o");
-    result.read_only = parse_bool(value->as_string());
-  }
-  if (result.cache && result.options.contains("cache")) {
-    throw Error(EINVAL, "-c cannot be used with cache options in -o");
-  }
-  return result;
-}
-
-Task<void> switch_image(IoState& state, bool read_only) {
-  Child& image = *state.image();
-  co_await state.outstanding().join();
-  if (read_only == image.node().read_only()) co_return;
-  Permissions wanted = image.permissions();
-  wanted.uses = PermissionSet(Permission::consistent_read);
-  if (read_only) co_await image.set_permissions(wanted);
-  co_await state.session().graph().reopen(image.node(), read_only);
-  wanted.uses |= PermissionSet(Permission::write) | Permission::resize;
-  if (!read_only) co_await image.set_permissions(wanted);
-}
-
-}  // namespace
-
-Task<void> run_reopen(Call& call) {
-  Reopening change = reopening(call);
-  Graph& graph = call.state.session().graph();
-  CacheMode& cache = call.state.image_arguments().cache;
-  if (change.cache) {
-    if (change.cache->direct != cache.direct) {
-      throw Error(ENOTSUP, "The image cannot switch to or from the host's cache while it is open");
-    }
-    change.options.set("cache.no-flush", change.cache->no_flush);
-  }
-  graph.change_options(call.state.image_node(), std::move(change.options));
-  if (change.cache) cache = *change.cache;
-  if (change.read_only) co_await switch_image(call.state, *change.read_only);
-}
 
 Task<void> run_flush(Call& call) { co_await call.state.image()->flush(); }
 
