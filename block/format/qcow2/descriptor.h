@@ -80,6 +80,11 @@ struct Descriptor {
     return !compressed && copied && allocated == geometry.all_subclusters;
   }
   bool is_zero(const Geometry& geometry) const { return zero == geometry.all_subclusters; }
+  /// True if all subclusters are of one kind.
+  bool is_uniform(const Geometry& geometry) const {
+    return allocated == geometry.all_subclusters || zero == geometry.all_subclusters ||
+           (allocated == 0 && zero == 0);
+  }
   bool is_unallocated() const { return !compressed && allocated == 0 && zero == 0; }
 
   /// Throws Error(EIO) if the entry is corrupt: unaligned offsets, a zero flag in version 2,

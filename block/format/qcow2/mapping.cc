@@ -101,9 +101,58 @@ Task<Mapping::Stretch> Mapping::get_stretch(std::uint64_t first, std::uint64_t m
   for (;;) {
     std::optional<Stretch> stretch = try_get_stretch(first, most);
     if (stretch) co_return std::move(*stretch);
-    std::uint64_t index = 0;
-    const HostOffset offset = slice_of(table_of(geometry_.l1_index(first)), first, &index);
-    TableCache::Ref slice = co_await cache_.get(offset);
+    co_await load_slice(first);
+  }
+}
+
+Task<void> Mapping::load_slice(std::uint64_t cluster) {
+  std::uint64_t index = 0;
+  const HostOffset offset = slice_of(table_of(geometry_.l1_index(cluster)), cluster, &index);
+  TableCache::Ref slice = co_await cache_.get(offset);
+}
+
+// Entries are compared as they are stored: an image has runs of thousands of clusters, and whoever
+// walks it asks again and again.
+std::optional<Mapping::ClusterRun> Mapping::try_get_run(std::uint64_t first, std::uint64_t most) {
+  const HostOffset table = table_of(geometry_.l1_index(first));
+  if (table.bytes() == 0) {
+    const std::uint64_t per_table = std::uint64_t{1} << geometry_.l2_bits;
+    return ClusterRun{Descriptor::unallocated(),
+                      std::min(most, per_table - geometry_.l2_index(first))};
+  }
+  std::uint64_t index = 0;
+  const HostOffset offset = slice_of(table, first, &index);
+  const TableCache::Ref slice = cache_.try_get(offset);
+  if (!slice) return std::nullopt;
+  const unsigned entry_size = geometry_.l2_entry_size;
+  const std::byte* entry = slice.data() + index * entry_size;
+  const std::uint64_t left = std::min(most, cache_.slice_size() / entry_size - index);
+  const std::uint64_t bitmap =
+      geometry_.extended_l2 ? load_be<std::uint64_t>(entry + 8) : std::uint64_t{0};
+  std::uint64_t word = load_be<std::uint64_t>(entry);
+  ClusterRun run{Descriptor::decode(word, bitmap, geometry_)};
+  const Descriptor& d = run.descriptor;
+  if (d.compressed || !d.is_uniform(geometry_)) return run;
+  // Who may write in place does not matter here, but in a data file the flag says what is
+  // allocated.
+  const std::uint64_t mask = geometry_.data_file ? ~std::uint64_t{0} : ~entry_copied;
+  const std::uint64_t step = d.has_host ? geometry_.cluster_size : 0;
+  word &= mask;
+  while (run.count < left) {
+    entry += entry_size;
+    word += step;
+    if ((load_be<std::uint64_t>(entry) & mask) != word) break;
+    if (geometry_.extended_l2 && load_be<std::uint64_t>(entry + 8) != bitmap) break;
+    ++run.count;
+  }
+  return run;
+}
+
+Task<Mapping::ClusterRun> Mapping::get_run(std::uint64_t first, std::uint64_t most) {
+  for (;;) {
+    const std::optional<ClusterRun> run = try_get_run(first, most);
+    if (run) co_return *run;
+    co_await load_slice(first);
   }
 }
 

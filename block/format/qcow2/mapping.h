@@ -40,6 +40,17 @@ class Mapping {
   /// The same without suspending; nothing if the slice is not in the cache.
   std::optional<Stretch> try_get_stretch(std::uint64_t first, std::uint64_t most);
 
+  /// A descriptor, and how many clusters from its own on carry it on: without host space they are
+  /// the same, with it their space follows. One, where subclusters differ or it is compressed.
+  struct ClusterRun {
+    Descriptor descriptor;
+    std::uint64_t count = 1;
+  };
+  /// The run that starts at `first`, at most `most`, as far as one slice goes; only its first entry
+  /// is decoded. Nothing if the slice is not in the cache.
+  std::optional<ClusterRun> try_get_run(std::uint64_t first, std::uint64_t most);
+  Task<ClusterRun> get_run(std::uint64_t first, std::uint64_t most);
+
   /// Makes sure that the L2 tables of these clusters exist and are ours alone. Allocates, so the
   /// caller has the turn.
   Task<void> make_writable(std::uint64_t first, std::uint64_t count);
@@ -79,6 +90,7 @@ class Mapping {
   HostOffset slice_of(HostOffset table, std::uint64_t cluster, std::uint64_t* index) const;
   Stretch decode(TableCache::Ref& slice, std::uint64_t index, std::uint64_t most) const;
   void guard_tables();
+  Task<void> load_slice(std::uint64_t cluster);
   Task<void> make_table(std::uint64_t l1_index);
 
   Header& header_;

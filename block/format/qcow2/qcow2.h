@@ -132,6 +132,7 @@ class Qcow2 : public Driver,
     std::vector<Descriptor> compressed;  // of each cluster touched
   };
   Task<Run> find_run(GuestRange range);
+  Task<bool> extend_compressed(Run& run, GuestOffset& at, GuestOffset end);
   bool extend_run(Run& run, const Descriptor& descriptor, GuestOffset at,
                   std::uint64_t length) const;
   Task<void> read_range(GuestOffset offset, IoVec data);

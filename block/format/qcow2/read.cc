@@ -53,41 +53,60 @@ Task<Qcow2::Run> Qcow2::find_run(GuestRange range) {
   GuestOffset at = range.start;
   while (at < end) {
     const std::uint64_t first = geometry_.cluster_of(at);
-    const std::uint64_t last = geometry_.cluster_of(end - 1);
-    const Mapping::Stretch stretch = co_await mapping_.get_stretch(first, last - first + 1);
-    if (stretch.same && !stretch.descriptors.front().compressed) {
-      // No L2 table: all of it is unallocated, however much that is.
-      const GuestOffset until = std::min(end, geometry_.guest_offset(first + stretch.count));
-      if (!extend_run(run, stretch.descriptors.front(), at, until - at)) co_return run;
-      at = until;
+    const std::uint64_t most = geometry_.cluster_of(end - 1) - first + 1;
+    // Mostly without a coroutine: a look at what the cache has.
+    std::optional<Mapping::ClusterRun> found = mapping_.try_get_run(first, most);
+    if (!found) {
+      const Mapping::ClusterRun loaded = co_await mapping_.get_run(first, most);
+      found = loaded;
+    }
+    const Descriptor& descriptor = found->descriptor;
+    if (descriptor.compressed) {
+      const bool same = co_await extend_compressed(run, at, end);
+      if (!same) break;
       continue;
     }
-    for (std::uint64_t i = 0; i < stretch.count; ++i) {
-      const Descriptor& descriptor = stretch.descriptors[i];
-      const GuestOffset cluster_until = std::min(end, geometry_.guest_offset(first + i + 1));
-      const std::uint64_t step =
-          descriptor.compressed ? geometry_.cluster_size : geometry_.subcluster_size;
-      while (at < cluster_until) {
-        const GuestOffset until = std::min(cluster_until, at.align_down(step) + step);
-        if (!extend_run(run, descriptor, at, until - at)) co_return run;
-        at = until;
-      }
+    const GuestOffset until = std::min(end, geometry_.guest_offset(first + found->count));
+    const bool uniform = descriptor.is_uniform(geometry_);
+    while (at < until) {
+      const GuestOffset next = uniform ? until
+                                       : std::min(until, at.align_down(geometry_.subcluster_size) +
+                                                             geometry_.subcluster_size);
+      if (!extend_run(run, descriptor, at, next - at)) co_return run;
+      at = next;
     }
   }
   co_return run;
 }
 
+// Adds compressed clusters from `at` on, as far as one slice goes, and moves `at` behind them;
+// false if they end the run.
+Task<bool> Qcow2::extend_compressed(Run& run, GuestOffset& at, GuestOffset end) {
+  const std::uint64_t first = geometry_.cluster_of(at);
+  const std::uint64_t last = geometry_.cluster_of(end - 1);
+  const Mapping::Stretch stretch = co_await mapping_.get_stretch(first, last - first + 1);
+  for (std::uint64_t i = 0; i < stretch.count; ++i) {
+    const Descriptor& descriptor = stretch.descriptors[stretch.same ? 0 : i];
+    if (!descriptor.compressed) break;
+    const GuestOffset until = std::min(end, geometry_.guest_offset(first + i + 1));
+    if (!extend_run(run, descriptor, at, until - at)) co_return false;
+    at = until;
+  }
+  co_return true;
+}
+
 Task<Extent> Qcow2::map(GuestRange range, MapMode mode) {
   require_sound();
   Extent extent;
-  const Descriptor first = co_await mapping_.get(geometry_.cluster_of(range.start));
-  if (first.compressed) {
+  const std::uint64_t cluster = geometry_.cluster_of(range.start);
+  const Mapping::ClusterRun first = co_await mapping_.get_run(cluster, 1);
+  if (first.descriptor.compressed) {
     // One cluster at a time, so that each extent has one place and length.
     extent.kind = Extent::Kind::compressed;
     extent.length = std::min(
         range.length, geometry_.cluster_size - geometry_.offset_in_cluster(range.start.bytes()));
-    extent.host = first.host;
-    extent.stored_length = first.stored_length;
+    extent.host = first.descriptor.host;
+    extent.stored_length = first.descriptor.stored_length;
     co_return extent;
   }
   const Run run = co_await find_run(range);
