@@ -21,10 +21,31 @@ class Node;
 
 enum class Repair { none, leaks, all };
 
+/// A compressed cluster that does not decode, or whose checksum disagrees.
+struct DamagedCluster {
+  std::uint64_t guest_offset = 0;   // bytes
+  std::uint64_t host_offset = 0;    // bytes
+  std::uint64_t stored_length = 0;  // bytes, an upper bound
+  bool in_snapshot = false;         // named by snapshots alone
+};
+
 struct CheckRequest {
   Repair repair = Repair::none;
   /// Called with one line for people per finding and per repair, without newline. May be empty.
   std::function<void(const std::string&)> on_finding;
+  /// Decodes every compressed cluster as well, after a repair. Damage found there is a finding,
+  /// but no corruption of the metadata.
+  bool data = false;
+  std::function<void(const DamagedCluster&)> on_damaged;  // with `data`; may be empty
+  std::function<void(double fraction)> on_progress;       // with `data`: 0 to 1; may be empty
+};
+
+/// What decoding all compressed clusters has shown. A cluster counts once for each L2 table that
+/// names it.
+struct DataCheckResult {
+  std::uint64_t clusters = 0;       // decoded or damaged
+  std::uint64_t with_checksum = 0;  // of these: carry a checksum of their content, right or wrong
+  std::uint64_t damaged = 0;        // of these
 };
 
 /// Counts of clusters and findings. After a repair, the *_fixed counts are those of the first pass
@@ -40,6 +61,7 @@ struct CheckResult {
   std::uint64_t allocated_clusters = 0;
   std::uint64_t fragmented_clusters = 0;
   std::uint64_t compressed_clusters = 0;
+  std::optional<DataCheckResult> data;  // if asked for
 };
 
 /// A driver whose metadata can be checked and repaired. The image is opened with

@@ -49,6 +49,7 @@ enum : int {
   pattern,
   flush_interval,
   no_drain,
+  data,
 };
 }
 

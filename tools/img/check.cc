@@ -5,10 +5,12 @@
 #include <cstdint>
 #include <cstdio>
 #include <optional>
+#include <vector>
 
 #include "qapi/qapi-types.h"
 #include "tools/common/key_order.h"
 #include "tools/common/open.h"
+#include "tools/common/progress.h"
 #include "tools/common/shared_options.h"
 #include "tools/img/command.h"
 #include "util/json.h"
@@ -21,6 +23,8 @@ namespace {
 
 constexpr OptionSpec options[] = {
     {'r', "repair", "leaks|all", "repair what is found: leaked clusters only, or everything"},
+    {key::data, "data", nullptr, "decode every compressed cluster, and say which are damaged"},
+    {'p', "progress", nullptr, "show progress; needs --data"},
     shared::output,
     shared::format,
     shared::image_opts,
@@ -37,7 +41,14 @@ struct Request {
   ImageArguments image;
   Repair repair = Repair::none;
   OutputFormat output = OutputFormat::human;
+  bool data = false;
+  bool show_progress = false;
   bool quiet = false;
+};
+
+struct Findings {
+  CheckResult result;
+  std::vector<DamagedCluster> damaged;
 };
 
 std::string repaired_text(const CheckResult& result) {
@@ -50,7 +61,8 @@ std::string repaired_text(const CheckResult& result) {
 
 std::string human_text(const CheckResult& result) {
   std::string text = repaired_text(result);
-  if (result.corruptions == 0 && result.leaks == 0 && result.check_errors == 0) {
+  const bool damaged = result.data && result.data->damaged > 0;
+  if (result.corruptions == 0 && result.leaks == 0 && result.check_errors == 0 && !damaged) {
     text += "No errors were found on the image.\n";
   }
   if (result.corruptions > 0) {
@@ -64,6 +76,12 @@ std::string human_text(const CheckResult& result) {
         "\n{} leaked clusters were found on the image.\n"
         "This means waste of disk space, but no harm to data.\n",
         result.leaks);
+  }
+  if (damaged) {
+    text += fmt::format(
+        "\n{} compressed clusters are damaged.\n"
+        "What they held is lost, unless a backup has it.\n",
+        result.data->damaged);
   }
   if (result.check_errors > 0) {
     text +=
@@ -80,13 +98,35 @@ std::string human_text(const CheckResult& result) {
                     percent(result.fragmented_clusters, result.allocated_clusters),
                     percent(result.compressed_clusters, result.allocated_clusters));
   }
+  if (result.data) {
+    text += fmt::format("{} compressed clusters decoded, {} of them with a checksum\n",
+                        result.data->clusters, result.data->with_checksum);
+  }
   if (result.image_end_offset > 0) {
     text += fmt::format("Image end offset: {}\n", result.image_end_offset);
   }
   return text;
 }
 
-std::string json_text(const CheckResult& result, const Request& request, std::string_view format) {
+qapi::ImageCheckData data_values(const DataCheckResult& data,
+                                 const std::vector<DamagedCluster>& damaged) {
+  qapi::ImageCheckData values;
+  values.clusters = static_cast<std::int64_t>(data.clusters);
+  values.with_checksum = static_cast<std::int64_t>(data.with_checksum);
+  values.damaged = static_cast<std::int64_t>(data.damaged);
+  for (const DamagedCluster& cluster : damaged) {
+    qapi::DamagedCluster entry;
+    entry.guest_offset = static_cast<std::int64_t>(cluster.guest_offset);
+    entry.host_offset = static_cast<std::int64_t>(cluster.host_offset);
+    entry.stored_length = static_cast<std::int64_t>(cluster.stored_length);
+    entry.in_snapshot = cluster.in_snapshot;
+    values.damaged_clusters.push_back(entry);
+  }
+  return values;
+}
+
+std::string json_text(const Findings& findings, const Request& request, std::string_view format) {
+  const CheckResult& result = findings.result;
   const auto unless_zero = [](std::uint64_t count) {
     return count > 0 ? std::optional(static_cast<std::int64_t>(count)) : std::nullopt;
   };
@@ -103,6 +143,7 @@ std::string json_text(const CheckResult& result, const Request& request, std::st
   check.allocated_clusters = unless_zero(result.allocated_clusters);
   check.fragmented_clusters = unless_zero(result.fragmented_clusters);
   check.compressed_clusters = unless_zero(result.compressed_clusters);
+  if (result.data) check.data = data_values(*result.data, findings.damaged);
   return json::print(in_printing_order(to_value(check))) + "\n";
 }
 
@@ -114,16 +155,36 @@ Task<int> check(ImageSession& session, const Request& request) {
     print_error(session.program(), "This image format does not support checks");
     co_return unsupported;
   }
+  // JSON has the standard output for itself.
+  Progress progress({.show = request.show_progress,
+                     .quiet = request.quiet,
+                     .out = request.output == OutputFormat::json ? stderr : stdout});
+  if (request.data) progress.start();
+  Findings findings;
   CheckRequest check;
   check.repair = request.repair;
   check.on_finding = [](const std::string& line) { fmt::print(stderr, "{}\n", line); };
-  const CheckResult result =
-      co_await checkable->check(std::move(check)).context("The check failed");
+  check.data = request.data;
+  check.on_damaged = [&findings](const DamagedCluster& cluster) {
+    findings.damaged.push_back(cluster);
+  };
+  check.on_progress = [&progress](double fraction) { progress.set(fraction); };
+  findings.result = co_await checkable->check(std::move(check)).context("The check failed");
+  if (request.data) {
+    progress.complete();
+    progress.end();
+  }
+  const CheckResult& result = findings.result;
+  if (request.data && !result.data) {
+    print_error(session.program(), "This image format has no compressed clusters to check");
+    co_return unsupported;
+  }
   if (!request.quiet) {
-    print(request.output == OutputFormat::json ? json_text(result, request, node.type().name)
+    print(request.output == OutputFormat::json ? json_text(findings, request, node.type().name)
                                                : human_text(result));
   }
-  if (result.corruptions > 0 && result.check_errors == 0) co_return corrupt;
+  const bool damaged = result.data && result.data->damaged > 0;
+  if ((result.corruptions > 0 || damaged) && result.check_errors == 0) co_return corrupt;
   if (result.check_errors > 0) {
     print_error(session.program(), "Not all of the image could be checked");
     co_return failed;
@@ -139,6 +200,11 @@ int run(const Program& program, const Arguments& arguments) {
   request.image.purpose = OpenPurpose::check;
   request.output = output_format(arguments);
   request.quiet = arguments.has('q');
+  request.data = arguments.has(key::data);
+  request.show_progress = arguments.has('p');
+  if (request.show_progress && !request.data) {
+    throw Error(EINVAL, "-p (--progress) needs --data: the rest takes no time worth showing");
+  }
   if (const std::string* repair = arguments.last('r')) {
     if (*repair != "leaks" && *repair != "all") {
       throw Error(EINVAL, fmt::format("-r (--repair) must be leaks or all, not '{}'", *repair));
@@ -154,7 +220,7 @@ int run(const Program& program, const Arguments& arguments) {
 
 }  // namespace
 
-constexpr Subcommand check_command = {"check", "FILE", "examines an image's metadata", options,
-                                      run};
+constexpr Subcommand check_command = {
+    "check", "FILE", "examines an image's metadata and, if asked, its data", options, run};
 
 }  // namespace vise::tools

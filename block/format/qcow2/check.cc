@@ -4,6 +4,7 @@
 #include <cerrno>
 #include <utility>
 
+#include "format/qcow2/check_data.h"
 #include "format/qcow2/check_pass.h"
 #include "format/qcow2/repair.h"
 #include "vise/error.h"
@@ -21,6 +22,7 @@ CheckRequest without_repair(const CheckRequest& request) {
 Task<CheckResult> check_only(Child& file, const Header& header, const CheckRequest& request) {
   CheckPass pass(file, header, request);
   co_await pass.run(CheckPass::Copied::check);
+  if (request.data) co_await check_data(file, header, request, pass.l2_tables, pass.result);
   co_return pass.result;
 }
 
@@ -79,6 +81,7 @@ Task<void> free_replaced(Child& file, Header& header, const CheckRequest& reques
   CheckRequest quiet = request;
   quiet.repair = Repair::leaks;
   quiet.on_finding = nullptr;
+  quiet.data = false;
   co_await repair_once(file, header, quiet);
 }
 
