@@ -33,6 +33,7 @@ class HoleMap {
 
   std::uint64_t bytes() const { return bytes_; }
   bool empty() const { return by_place_.empty(); }
+  std::size_t count() const { return by_place_.size(); }
 
  private:
   /// Smaller holes cost more to remember than they are worth.

@@ -154,6 +154,7 @@ Qcow2::Qcow2(Node& node, Header header, const Settings& settings, std::unique_pt
       space_(geometry_, refcounts_, *file_, flights_, rules_, guard_),
       mapping_(header_, geometry_, *file_, space_, settings.l2_slice_size, settings.l2_cache_size,
                guard_),
+      hole_scan_(geometry_, *file_, mapping_, refcounts_, space_, flights_, context_.loop()),
       packer_(*file_),
       decoded_(settings.decoded_cache_size) {
   space_.discards_on_request = settings.pass_discard_request;
@@ -348,6 +349,7 @@ Task<void> Qcow2::release_children() {
 }
 
 Task<void> Qcow2::close() {
+  co_await drain();
   std::exception_ptr failure;
   try {
     if (stopped_) {

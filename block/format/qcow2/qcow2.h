@@ -20,6 +20,7 @@
 #include "format/qcow2/descriptor.h"
 #include "format/qcow2/flight.h"
 #include "format/qcow2/header.h"
+#include "format/qcow2/hole_scan.h"
 #include "format/qcow2/mapping.h"
 #include "format/qcow2/overlap.h"
 #include "format/qcow2/packer.h"
@@ -76,6 +77,7 @@ class Qcow2 : public Driver,
                            WriteFlags flags) override;
   Task<DriverInfo> info() override;
   Task<void> reopen(bool read_only) override;
+  Task<void> drain() override { return hole_scan_.stop(); }
   Task<void> close() override;
   Task<CheckResult> check(CheckRequest request) override;
   bool can_store_bitmaps() const override { return header_.version >= 3; }
@@ -95,6 +97,8 @@ class Qcow2 : public Driver,
   const Header& header() const { return header_; }
   /// For the crash tests alone: takes out a rule to see that they notice.
   OrderRules& order_rules() { return rules_; }
+  /// For tests alone: waits until the search for holes has ended.
+  Task<void> holes_searched() { return hole_scan_.idle(); }
 
  private:
   Qcow2(Node& node, Header header, const Settings& settings, std::unique_ptr<Child> file,
@@ -263,6 +267,7 @@ class Qcow2 : public Driver,
   Refcounts refcounts_;
   Space space_;
   Mapping mapping_;
+  HoleScan hole_scan_;
   Packer packer_;
   DecodedCache decoded_;
   std::optional<bool> preallocated_;  // see looks_preallocated()

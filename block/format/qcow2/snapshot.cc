@@ -109,6 +109,7 @@ Task<std::vector<std::uint64_t>> read_l1(Child& file, const Header& header,
 // Afterwards memory holds nothing that the disk does not.
 Task<void> Qcow2::begin_operation() {
   require_writable();
+  co_await hole_scan_.stop();
   co_await guard_tables();
   co_await settle();
   for (const HostRange& table : refcounts_.take_abandoned()) space_.free_unlinked(table);

@@ -38,11 +38,13 @@ Task<HostRange> Space::allocate_clusters(std::uint64_t most) {
     const std::uint64_t rest = first + std::max<std::uint64_t>(count, 1);
     if (rest < end) free_clusters_.add_run(rest, end);
     if (count > 0) {
+      for (std::uint64_t i = 0; i < count; ++i) count_changes(first + i);
       co_return HostRange{HostOffset(first << geometry_.cluster_bits),
                           count << geometry_.cluster_bits};
     }
   }
   const Refcounts::Run run = co_await take_free(most);
+  for (std::uint64_t i = 0; i < run.count; ++i) count_changes(run.first + i);
   co_return HostRange{HostOffset(run.first << geometry_.cluster_bits),
                       run.count << geometry_.cluster_bits};
 }
@@ -71,6 +73,7 @@ Task<HostOffset> Space::allocate_bytes(std::uint64_t length) {
   co_await file_.event(Event::cluster_alloc_bytes);
   for (;;) {
     const std::optional<HostOffset> hole = holes_.take(length);
+    lacks_holes_ = !hole;
     if (!hole) break;
     const bool shared = co_await share_cluster(cluster_of(*hole));
     if (shared) co_return *hole;
@@ -86,7 +89,9 @@ Task<HostOffset> Space::allocate_bytes(std::uint64_t length) {
 // or if clusters have become free meanwhile: it may be one of them, and hold something else by now.
 Task<bool> Space::share_cluster(std::uint64_t cluster) {
   const std::uint64_t freed_before = clusters_freed_;
+  count_changes(cluster);
   const bool counted = co_await refcounts_.try_increase(cluster);
+  count_changes(cluster);
   if (counted && clusters_freed_ != freed_before) {
     free_unlinked({HostOffset(cluster << geometry_.cluster_bits), 1});
     co_return false;
@@ -216,16 +221,41 @@ Task<void> Space::give_back(const Freed& freed) {
         co_await file_.discard(range);
       }
     }
+    count_changes(cluster);
     const std::optional<std::uint64_t> left = co_await refcounts_.decrease(cluster);
+    count_changes(cluster);
     if (!left) continue;
     if (*left > 0) {
-      // Others live there. What they leave is only known where all of them are this session's:
-      // the length of an older extent may be overstated and reach into its neighbour.
-      if (session_clusters_.contains(cluster)) holes_.add(range.intersection(freed.hole));
+      remember_hole(cluster, range.intersection(freed.hole));  // others live there
       continue;
     }
     became_free(cluster);
   }
+}
+
+// What was left is only known where all others are this session's: the length of an older extent
+// may be overstated and reach into its neighbour. The rest is for the next search.
+void Space::remember_hole(std::uint64_t cluster, HostRange hole) {
+  if (hole.empty()) return;
+  lost_bytes_ += 512;
+  if (session_clusters_.contains(cluster)) {
+    holes_.add(hole);
+  } else {
+    lost_bytes_ += hole.length;
+  }
+}
+
+bool Space::take_round_due() {
+  const std::uint64_t worth = std::max<std::uint64_t>(1u << 20, file_.size() / 16);
+  if (lost_bytes_ < worth) return false;
+  lost_bytes_ = 0;
+  return true;
+}
+
+void Space::found_holes(std::uint64_t cluster, const std::vector<HostRange>& holes) {
+  if (cursor_ && cluster_of(*cursor_) == cluster) return;  // its end is given out anyway
+  holes_.forget_cluster(cluster);
+  for (const HostRange& hole : holes) holes_.add(hole);
 }
 
 void Space::became_free(std::uint64_t cluster) {
@@ -240,6 +270,7 @@ void Space::forget_packing() {
   cursor_.reset();
   holes_.clear();
   session_clusters_.clear();
+  lost_bytes_ = all_unknown;
 }
 
 }  // namespace vise::qcow2

@@ -12,6 +12,7 @@
 #include "format/qcow2/flight.h"
 #include "format/qcow2/header.h"
 #include "format/qcow2/hole_map.h"
+#include "format/qcow2/hole_scan.h"
 #include "format/qcow2/overlap.h"
 #include "format/qcow2/refcounts.h"
 #include "format/qcow2/run_set.h"
@@ -76,6 +77,17 @@ class Space {
   /// holds no more.
   void forget_packing();
 
+  /// Compressed bytes were wanted that no known hole had room for.
+  bool lacks_holes() const { return lacks_holes_; }
+  /// True if so many bytes have become free unnoticed that a search is worth its while (all that
+  /// earlier sessions have left, at first); they count anew from then on.
+  bool take_round_due();
+  const HoleMap& holes() const { return holes_; }
+  /// Keeps `uses` (null: nothing) told of clusters whose counts change: they are excluded there.
+  void watch(UseMap* uses) { watched_ = uses; }
+  /// These bytes of a cluster, all others being in use, belong to nobody.
+  void found_holes(std::uint64_t cluster, const std::vector<HostRange>& holes);
+
   /// Bytes that a commit would make usable again.
   std::uint64_t pending_bytes() const;
   bool is_reclaim_due() const;
@@ -93,7 +105,13 @@ class Space {
   Task<HostOffset> append_bytes(std::uint64_t length);
   Task<bool> share_cluster(std::uint64_t cluster);
   void abandon_cluster(std::uint64_t cluster);
+  void count_changes(std::uint64_t cluster) {
+    if (watched_ != nullptr) watched_->exclude(cluster);
+  }
+  void remember_hole(std::uint64_t cluster, HostRange hole);
   Task<void> give_back(const Freed& freed);
+
+  static constexpr std::uint64_t all_unknown = UINT64_MAX / 2;
 
   const Geometry& geometry_;
   Refcounts& refcounts_;
@@ -105,9 +123,12 @@ class Space {
   // Byte after the last compressed extent, if the next one may go there: inside a host cluster
   // whose count is at least 1.
   std::optional<HostOffset> cursor_;
-  RunSet free_clusters_;        // known to be free, below the scan position
-  RunSet session_clusters_;     // hold compressed clusters that this session alone has written
-  HoleMap holes_;               // inside session_clusters_
+  RunSet free_clusters_;     // known to be free, below the scan position
+  RunSet session_clusters_;  // hold compressed clusters that this session alone has written
+  HoleMap holes_;            // inside session_clusters_ and where found_holes() said
+  bool lacks_holes_ = false;
+  std::uint64_t lost_bytes_ = all_unknown;  // freed and not in holes_, about
+  UseMap* watched_ = nullptr;
   std::vector<Freed> pending_;  // not stable yet
   std::deque<Freed> stable_;    // requests may still use it
   bool reclaiming_ = false;

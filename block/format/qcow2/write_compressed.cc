@@ -100,6 +100,7 @@ Task<void> Qcow2::store(std::uint64_t first, std::span<StoredCluster> clusters,
   std::exception_ptr failure;
   try {
     co_await ticket.turn();
+    hole_scan_.start_if_due();
     co_await place(first, clusters, receipt);
     ticket.pass();
     co_await packer_.written(receipt);
