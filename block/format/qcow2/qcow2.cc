@@ -132,6 +132,14 @@ Header::Purpose header_purpose(OpenPurpose purpose) {
   return purpose == OpenPurpose::make ? Header::Purpose::make : Header::Purpose::normal;
 }
 
+// How many clusters are decoded before a sequential reader asks for them: enough for the workers, a
+// small part of the cache.
+std::uint64_t clusters_ahead(const Geometry& geometry, const Settings& settings) {
+  constexpr std::uint64_t most_bytes = 512u << 10;
+  const std::uint64_t bytes = std::min(most_bytes, settings.decoded_cache_size / 8);
+  return std::clamp<std::uint64_t>(bytes >> geometry.cluster_bits, 1, 8);
+}
+
 }  // namespace
 
 int probe(std::span<const std::byte> head) {
@@ -156,7 +164,8 @@ Qcow2::Qcow2(Node& node, Header header, const Settings& settings, std::unique_pt
                guard_),
       hole_scan_(geometry_, *file_, mapping_, refcounts_, space_, flights_, context_.loop()),
       packer_(*file_),
-      decoded_(settings.decoded_cache_size) {
+      decoded_(settings.decoded_cache_size),
+      read_ahead_(geometry_.cluster_bits, clusters_ahead(geometry_, settings)) {
   space_.discards_on_request = settings.pass_discard_request;
   space_.discards_on_overwrite = settings.pass_discard_other;
   space_.on_freed = [this](HostRange range) {
@@ -319,6 +328,12 @@ Task<void> Qcow2::reopen(bool read_only) {
     read_only_ = true;
   }
   if (failure) std::rethrow_exception(failure);
+}
+
+// What goes on in the background ends.
+Task<void> Qcow2::drain() {
+  co_await hole_scan_.stop();
+  co_await decoding_ahead_.join();
 }
 
 // Everything to the disk, freed space included; nothing is in flight.

@@ -24,6 +24,7 @@
 #include "format/qcow2/mapping.h"
 #include "format/qcow2/overlap.h"
 #include "format/qcow2/packer.h"
+#include "format/qcow2/read_ahead.h"
 #include "format/qcow2/refcounts.h"
 #include "format/qcow2/space.h"
 #include "util/request_order.h"
@@ -77,7 +78,7 @@ class Qcow2 : public Driver,
                            WriteFlags flags) override;
   Task<DriverInfo> info() override;
   Task<void> reopen(bool read_only) override;
-  Task<void> drain() override { return hole_scan_.stop(); }
+  Task<void> drain() override;
   Task<void> close() override;
   Task<CheckResult> check(CheckRequest request) override;
   bool can_store_bitmaps() const override { return header_.version >= 3; }
@@ -148,6 +149,8 @@ class Qcow2 : public Driver,
   Task<void> read_group(std::span<const Descriptor> clusters, IoVec data);
   Task<void> read_part(Descriptor cluster, std::uint64_t offset_in_cluster, IoVec data);
   Task<Buffer> decode_cluster(Descriptor cluster);
+  void look_ahead(GuestRange part);
+  Task<void> decode_ahead(std::uint64_t cluster);
 
   // write.cc
   struct Piece;
@@ -270,6 +273,8 @@ class Qcow2 : public Driver,
   HoleScan hole_scan_;
   Packer packer_;
   DecodedCache decoded_;
+  ReadAhead read_ahead_;
+  TaskScope decoding_ahead_;
   std::optional<bool> preallocated_;  // see looks_preallocated()
   std::vector<StoredBitmap> stored_bitmaps_;
   bool bitmaps_loaded_ = false;  // the node's persistent bitmaps are those of the image

@@ -42,6 +42,7 @@ Task<void> Qcow2::read_compressed(std::vector<Descriptor> clusters, GuestOffset 
     // A whole cluster of the disk may be shorter than a cluster, at the end.
     const bool whole = length == cluster_size;
     if (!whole) {
+      look_ahead({offset, length});
       scope.spawn(read_part(clusters[i], in_cluster, data.first(length)));
       ++i;
       offset += length;
@@ -96,6 +97,27 @@ Task<void> Qcow2::read_part(Descriptor cluster, std::uint64_t offset_in_cluster,
       co_await decoded_.get(cluster.host, [this, &cluster] { return decode_cluster(cluster); });
   data.copy_from(
       std::span<const std::byte>(entry->cluster.span()).subspan(offset_in_cluster, data.size()));
+}
+
+// Somebody who reads on in small steps finds the next clusters decoded.
+void Qcow2::look_ahead(GuestRange part) {
+  const ReadAhead::Clusters wanted = read_ahead_.next(part);
+  const std::uint64_t end = geometry_.cluster_of(GuestOffset(header_.virtual_size - 1)) + 1;
+  for (std::uint64_t i = 0; i < wanted.count && wanted.first + i < end; ++i) {
+    decoding_ahead_.spawn(decode_ahead(wanted.first + i));
+  }
+}
+
+Task<void> Qcow2::decode_ahead(std::uint64_t cluster) {
+  const FlightRegister::Flight flight(flights_);
+  try {
+    const Descriptor descriptor = co_await mapping_.get(cluster);
+    if (!descriptor.compressed) co_return;
+    co_await decoded_.get(descriptor.host,
+                          [this, &descriptor] { return decode_cluster(descriptor); });
+  } catch (const Error&) {
+    // Whoever really reads it will be told.
+  }
 }
 
 Task<Buffer> Qcow2::decode_cluster(Descriptor cluster) {
