@@ -1,6 +1,7 @@
 // The qcow2 driver against a byte vector: random requests of every kind, several at a time, over
-// cluster sizes, versions and codecs; afterwards the image is reopened, compared, and checked by
-// the real qemu-img where it is installed.
+// cluster sizes, versions and codecs, with snapshots made, applied and deleted in between; after
+// each session the image is checked by us and by the real qemu-img where it is installed, at the
+// end compared by it.
 //   VISE_SEED=N  starts from that seed (1); it is printed by every failure
 //   VISE_RUNS=N  as many seeds (1)
 #include <gtest/gtest.h>
@@ -11,6 +12,7 @@
 #include "qcow2_test_support.h"
 #include "vise/context.h"
 #include "vise/graph.h"
+#include "vise/image_operations.h"
 
 namespace vise::qcow2 {
 namespace {
@@ -20,6 +22,7 @@ struct ModelCase {
   std::vector<std::pair<const char*, const char*>> options;
   std::uint64_t size;  // bytes of the disk
   bool backing = false;
+  bool snapshots = true;  // counts of one bit cannot share clusters
 };
 void PrintTo(const ModelCase& c, std::ostream* out) { *out << c.name; }
 
@@ -58,13 +61,59 @@ class Twin {
       for (int batch = 0; batch < 12; ++batch) {
         co_await batch_of_requests(*root);
         if (random_() % 3 == 0) co_await root->flush();
+        if (case_.snapshots && random_() % 4 == 0) co_await change_snapshots(root->node());
         co_await compare(*root);
       }
       co_await root->detach();
+      co_await check(graph, path);
     }
   }
 
  private:
+  Task<void> check(Graph& graph, std::string path) {
+    OpenRequest request;
+    request.filename = path;
+    request.format = "qcow2";
+    request.defaults.read_only = true;
+    request.defaults.purpose = OpenPurpose::check;
+    std::unique_ptr<Child> root = co_await graph.open_root(std::move(request));
+    CheckRequest everything;
+    everything.data = true;
+    everything.on_finding = [](const std::string& text) { ADD_FAILURE() << text; };
+    const CheckResult found =
+        co_await dynamic_cast<Checkable&>(root->node().driver()).check(std::move(everything));
+    EXPECT_EQ(found.data->with_checksum, found.data->clusters);
+    co_await root->detach();
+    if (!have_qemu_img()) co_return;
+    const CommandResult theirs = run_command("qemu-img check -f qcow2 " + path + " 2>&1");
+    EXPECT_EQ(theirs.status, 0) << theirs.output;
+  }
+
+  // One is made, gone back to, or deleted, whatever there is.
+  Task<void> change_snapshots(Node& node) {
+    auto& image = dynamic_cast<HasSnapshots&>(node.driver());
+    co_await node.drain_begin();
+    const unsigned what = random_() % 4;
+    if (saved_.empty() || (what < 2 && saved_.size() < 3)) {
+      NewSnapshot snapshot;
+      snapshot.name = std::to_string(next_snapshot_++);
+      saved_.emplace_back(snapshot.name, model_);
+      co_await image.create_snapshot(std::move(snapshot));
+    } else {
+      const auto chosen = saved_.begin() + static_cast<std::ptrdiff_t>(random_() % saved_.size());
+      SnapshotSelector which;
+      which.name = chosen->first;
+      if (what == 2) {
+        model_ = chosen->second;
+        co_await image.apply_snapshot(std::move(which));
+      } else {
+        saved_.erase(chosen);
+        co_await image.delete_snapshot(std::move(which));
+      }
+    }
+    node.drain_end();
+  }
+
   // Requests of one batch do not overlap, so that the outcome does not depend on their order.
   Task<void> batch_of_requests(Child& root) {
     TaskScope scope;
@@ -150,6 +199,8 @@ class Twin {
 
   const ModelCase& case_;
   std::mt19937 random_;
+  std::vector<std::pair<std::string, std::vector<std::byte>>> saved_;  // name, content
+  unsigned next_snapshot_ = 1;
 
  public:
   std::vector<std::byte> model_;
@@ -177,8 +228,6 @@ TEST_P(Qcow2Model, HoldsWhatWasWritten) {
       context.loop().run(twin.run(graph, path, base));
     }
     if (have_qemu_img()) {
-      EXPECT_EQ(run_command("qemu-img check -f qcow2 " + path + " 2>&1").status, 0)
-          << run_command("qemu-img check -f qcow2 " + path + " 2>&1").output;
       write_file(folder.file("model.raw"), twin.model_);
       const CommandResult compared =
           run_command("qemu-img compare -f qcow2 -F raw " + path + " " + folder.file("model.raw"));
@@ -198,7 +247,11 @@ INSTANTIATE_TEST_SUITE_P(
         ModelCase{"TwoMiB", {{"cluster_size", "2M"}}, 12u << 20},
         ModelCase{"PartialLastCluster", {{"compression_type", "zstd"}}, (2u << 20) + 512 * 7},
         ModelCase{"Version2", {{"compat", "0.10"}, {"cluster_size", "4k"}}, 1u << 20},
-        ModelCase{"RefcountBits1", {{"refcount_bits", "1"}, {"cluster_size", "4k"}}, 1u << 20},
+        ModelCase{"RefcountBits1",
+                  {{"refcount_bits", "1"}, {"cluster_size", "4k"}},
+                  1u << 20,
+                  false,
+                  false},
         ModelCase{"RefcountBits64", {{"refcount_bits", "64"}, {"cluster_size", "512"}}, 256u << 10},
         ModelCase{"ExtendedL2", {{"extended_l2", "on"}, {"cluster_size", "16k"}}, 2u << 20},
         ModelCase{"Backing", {{"cluster_size", "4k"}}, 1u << 20, true},
