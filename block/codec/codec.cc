@@ -30,4 +30,10 @@ DecodeResult decode(Codec codec, std::span<const std::byte> stored, std::span<st
   return zstd::decode(stored, cluster);
 }
 
+bool decode_head(Codec codec, std::span<const std::byte> stored, std::size_t cluster_size,
+                 std::span<std::byte> head) {
+  if (codec == Codec::deflate) return deflate::decode_head(stored, cluster_size, head);
+  return zstd::decode_head(stored, cluster_size, head);
+}
+
 }  // namespace vise::codec

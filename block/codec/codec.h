@@ -48,4 +48,10 @@ struct DecodeResult {
   return decode(codec, stored, cluster).ok;
 }
 
+/// Decodes only as much of a cluster of `cluster_size` bytes as fills `head`. False, with `head`
+/// unspecified, where all is to be decoded instead: that is faster, the cluster carries a checksum
+/// (which only the whole of it agrees with), or the bytes are damaged.
+[[nodiscard]] bool decode_head(Codec codec, std::span<const std::byte> stored,
+                               std::size_t cluster_size, std::span<std::byte> head);
+
 }  // namespace vise::codec

@@ -27,5 +27,7 @@ inline constexpr std::size_t trailer_size = 8;  // bytes, mark and checksum
 
 std::size_t compress(int level, std::span<const std::byte> cluster, std::span<std::byte> stored);
 DecodeResult decode(std::span<const std::byte> stored, std::span<std::byte> cluster);
+bool decode_head(std::span<const std::byte> stored, std::size_t cluster_size,
+                 std::span<std::byte> head);
 
 }  // namespace vise::codec::deflate

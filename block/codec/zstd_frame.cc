@@ -111,4 +111,28 @@ DecodeResult decode(std::span<const std::byte> stored, std::span<std::byte> clus
   return {.ok = true, .had_checksum = all_checked};
 }
 
+// zstd decodes block by block, of up to 128 KiB: in a cluster of one block there is nothing to win.
+bool decode_head(std::span<const std::byte> stored, std::size_t cluster_size,
+                 std::span<std::byte> head) {
+  constexpr std::size_t block = 128u << 10;  // bytes
+  if (cluster_size <= block || head.size() > cluster_size / 2) return false;
+  const FrameHeader header = parse_header(stored);
+  if (!header.valid || header.skippable || header.has_checksum) return false;
+  ZSTD_DCtx& context = thread_decompressor();
+  ZSTD_DCtx_reset(&context, ZSTD_reset_session_and_parameters);
+  // No more memory than the largest clusters need, whatever the frame says.
+  constexpr int window_log = 21;
+  ZSTD_DCtx_setParameter(&context, ZSTD_d_windowLogMax, window_log);
+  ZSTD_inBuffer from{stored.data(), stored.size(), 0};
+  ZSTD_outBuffer to{head.data(), head.size(), 0};
+  while (to.pos < to.size) {
+    const std::size_t before = to.pos;
+    const std::size_t left = ZSTD_decompressStream(&context, &to, &from);
+    if (ZSTD_isError(left) != 0 || left == 0 || to.pos == before) break;
+  }
+  const bool done = to.pos == to.size;
+  ZSTD_DCtx_reset(&context, ZSTD_reset_session_and_parameters);
+  return done;
+}
+
 }  // namespace vise::codec::zstd

@@ -425,5 +425,70 @@ TEST(Zstd, FramesHaveChecksumContentSizeAndNoWindowBeyondTheCluster) {
   }
 }
 
+Bytes head_of(const Bytes& cluster, std::size_t length) {
+  return {cluster.begin(), cluster.begin() + static_cast<std::ptrdiff_t>(length)};
+}
+
+/// decode_head() from and to heap blocks of exactly their sizes; empty if it declined.
+Bytes decode_head_exact(Codec codec, const Bytes& stored, std::size_t cluster_size,
+                        std::size_t length) {
+  const auto input = std::make_unique<std::byte[]>(stored.size());
+  std::copy(stored.begin(), stored.end(), input.get());
+  Bytes head(length);
+  if (!decode_head(codec, {input.get(), stored.size()}, cluster_size, head)) head.clear();
+  return head;
+}
+
+TEST(DecodeHead, GivesTheStartOfWhatOthersHaveWritten) {
+  for (const Kind kind : {Kind::text, Kind::sparse, Kind::long_distance}) {
+    const Bytes small = make(kind, 65536);
+    const Bytes stored = concatenate(zlib_stream(small, -12), make(Kind::random, 300));
+    for (const std::size_t length : {std::size_t{1}, std::size_t{4096}, std::size_t{16384}}) {
+      EXPECT_EQ(decode_head_exact(Codec::deflate, stored, small.size(), length),
+                head_of(small, length));
+    }
+    const Bytes large = make(kind, 1u << 20);
+    for (const bool content_size : {false, true}) {
+      const Bytes frame = concatenate(zstd_frame(large, content_size), make(Kind::random, 300));
+      for (const std::size_t length : {std::size_t{1}, std::size_t{4096}, std::size_t{500000}}) {
+        EXPECT_EQ(decode_head_exact(Codec::zstd, frame, large.size(), length),
+                  head_of(large, length));
+      }
+    }
+  }
+}
+
+TEST(DecodeHead, LeavesClustersWithAChecksumToTheWholeDecode) {
+  const Bytes cluster = make(Kind::text, 1u << 20);
+  for (const Codec codec : {Codec::deflate, Codec::zstd}) {
+    EXPECT_TRUE(
+        decode_head_exact(codec, stored_form(codec, 1, cluster), cluster.size(), 512).empty());
+  }
+}
+
+TEST(DecodeHead, DeclinesWhereTheWholeIsFaster) {
+  const Bytes cluster = make(Kind::text, 65536);
+  EXPECT_TRUE(
+      decode_head_exact(Codec::deflate, zlib_stream(cluster, -12), cluster.size(), 16385).empty());
+  EXPECT_TRUE(decode_head_exact(Codec::zstd, zstd_frame(cluster), cluster.size(), 512).empty());
+}
+
+TEST(DecodeHead, DamagedStreamsNeverReadOutside) {
+  const Bytes cluster = make(Kind::text, 1u << 18);
+  std::mt19937 random(9);
+  for (int i = 0; i < 300; ++i) {
+    for (const Codec codec : {Codec::deflate, Codec::zstd}) {
+      Bytes stored =
+          codec == Codec::deflate ? zlib_stream(make(Kind::text, 4096), -12) : zstd_frame(cluster);
+      stored.resize(1 + random() % stored.size());
+      for (unsigned flips = random() % 4; flips > 0; --flips) {
+        stored[random() % std::min<std::size_t>(stored.size(), 64)] ^=
+            static_cast<std::byte>(random());
+      }
+      (void)decode_head_exact(codec, stored, codec == Codec::deflate ? 4096 : cluster.size(), 1000);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace vise::codec

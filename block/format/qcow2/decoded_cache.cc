@@ -5,15 +5,19 @@
 
 namespace vise::qcow2 {
 
-Task<std::shared_ptr<DecodedCache::Entry>> DecodedCache::get(HostOffset host,
-                                                             std::function<Task<Buffer>()> decode) {
-  const auto found = entries_.find(host.bytes());
-  if (found != entries_.end()) {
+Task<std::shared_ptr<DecodedCache::Entry>> DecodedCache::get(HostOffset host, std::uint64_t length,
+                                                             Decode decode) {
+  Extent extent = Extent::head;
+  for (;;) {
+    const auto found = entries_.find(host.bytes());
+    if (found == entries_.end()) break;
     std::shared_ptr<Entry> entry = found->second;
     lru_.splice(lru_.begin(), lru_, entry->position);
     co_await entry->ready.wait();
     if (entry->error) std::rethrow_exception(entry->error);
-    co_return entry;
+    if (entry->cluster.size() >= length) co_return entry;
+    drop(*entry);
+    extent = Extent::whole;
   }
 
   auto entry = std::make_shared<Entry>();
@@ -22,7 +26,7 @@ Task<std::shared_ptr<DecodedCache::Entry>> DecodedCache::get(HostOffset host,
   lru_.push_front(entry);
   entry->position = lru_.begin();
   try {
-    Buffer cluster = co_await decode();
+    Buffer cluster = co_await decode(extent);
     entry->cluster = std::move(cluster);
   } catch (...) {
     entry->error = std::current_exception();

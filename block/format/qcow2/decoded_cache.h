@@ -22,16 +22,20 @@ class DecodedCache {
 
   struct Entry {
     HostOffset host;
-    Buffer cluster;
+    Buffer cluster;  // all of it, or a part from its start
     AsyncEvent ready;
     std::exception_ptr error;
     bool cached = true;  // false: dropped, only its readers still hold it
     std::list<std::shared_ptr<Entry>>::iterator position;
   };
 
-  /// The decoded cluster stored at `host`, decoded by `decode` if it is not here. What `decode`
-  /// throws, every waiting reader gets, and nothing is kept.
-  Task<std::shared_ptr<Entry>> get(HostOffset host, std::function<Task<Buffer>()> decode);
+  enum class Extent { whole, head };
+  using Decode = std::function<Task<Buffer>(Extent)>;
+
+  /// At least the first `length` bytes of the cluster stored at `host`, decoded by `decode` if they
+  /// are not here: a head may do, but who comes back for more of a cluster gets the whole. What
+  /// `decode` throws, every waiting reader gets, and nothing is kept.
+  Task<std::shared_ptr<Entry>> get(HostOffset host, std::uint64_t length, Decode decode);
 
   /// Forgets clusters whose stored bytes start inside `range`.
   void forget(HostRange range);

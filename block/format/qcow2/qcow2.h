@@ -148,7 +148,7 @@ class Qcow2 : public Driver,
   Task<void> read_compressed(std::vector<Descriptor> clusters, GuestOffset offset, IoVec data);
   Task<void> read_group(std::span<const Descriptor> clusters, IoVec data);
   Task<void> read_part(Descriptor cluster, std::uint64_t offset_in_cluster, IoVec data);
-  Task<Buffer> decode_cluster(Descriptor cluster);
+  Task<Buffer> decode_cluster(Descriptor cluster, std::uint64_t head);
   void look_ahead(GuestRange part);
   Task<void> decode_ahead(std::uint64_t cluster);
 

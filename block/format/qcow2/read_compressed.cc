@@ -93,8 +93,12 @@ Task<void> Qcow2::read_group(std::span<const Descriptor> clusters, IoVec data) {
 }
 
 Task<void> Qcow2::read_part(Descriptor cluster, std::uint64_t offset_in_cluster, IoVec data) {
+  const std::uint64_t end = offset_in_cluster + data.size();
+  DecodedCache::Decode decode = [this, &cluster, end](DecodedCache::Extent extent) {
+    return decode_cluster(cluster, extent == DecodedCache::Extent::head ? end : 0);
+  };
   std::shared_ptr<DecodedCache::Entry> entry =
-      co_await decoded_.get(cluster.host, [this, &cluster] { return decode_cluster(cluster); });
+      co_await decoded_.get(cluster.host, end, std::move(decode));
   data.copy_from(
       std::span<const std::byte>(entry->cluster.span()).subspan(offset_in_cluster, data.size()));
 }
@@ -113,22 +117,32 @@ Task<void> Qcow2::decode_ahead(std::uint64_t cluster) {
   try {
     const Descriptor descriptor = co_await mapping_.get(cluster);
     if (!descriptor.compressed) co_return;
-    co_await decoded_.get(descriptor.host,
-                          [this, &descriptor] { return decode_cluster(descriptor); });
+    DecodedCache::Decode decode = [this, &descriptor](DecodedCache::Extent) {
+      return decode_cluster(descriptor, 0);
+    };
+    co_await decoded_.get(descriptor.host, geometry_.cluster_size, std::move(decode));
   } catch (const Error&) {
     // Whoever really reads it will be told.
   }
 }
 
-Task<Buffer> Qcow2::decode_cluster(Descriptor cluster) {
+// The whole cluster, or its first `head` bytes (0: the whole) where that is faster.
+Task<Buffer> Qcow2::decode_cluster(Descriptor cluster, std::uint64_t head) {
   Buffer stored(cluster.stored_length);
   co_await file_->event(Event::read_compressed);
   co_await read_padded(*file_, cluster.host, stored.span());
-  Buffer decoded(geometry_.cluster_size);
   const Codec codec = header_.compression;
+  const std::uint64_t cluster_size = geometry_.cluster_size;
+  Buffer decoded(cluster_size);
+  Buffer start(head < cluster_size ? head : 0);
+  bool is_head = false;
   bool good = false;
-  co_await context_.workers().run(
-      [&] { good = codec::decompress(codec, stored.span(), decoded.span()); });
+  co_await context_.workers().run([&] {
+    is_head =
+        !start.empty() && codec::decode_head(codec, stored.span(), cluster_size, start.span());
+    good = is_head || codec::decompress(codec, stored.span(), decoded.span());
+  });
+  if (is_head) decoded = std::move(start);
   if (!good) throw undecodable(cluster);
   co_return decoded;
 }
