@@ -104,6 +104,7 @@ class Copier {
   Child& target_;
   std::uint64_t total_;
   std::uint64_t granularity_;  // unit in which zeros are left out and data is rounded out
+  std::uint64_t cluster_;      // bytes of a cluster of the target
   std::uint64_t chunk_size_;
   AsyncSemaphore slots_;
   TaskScope chunks_;
@@ -145,16 +146,17 @@ Copier::Copier(CopyRequest request)
       target_(*request_.target),
       total_(source_.size()),
       granularity_(granularity_of(request_)),
+      cluster_(target_.limits().cluster_size),
       chunk_size_(chunk_size_for(granularity_)),
       slots_(std::clamp<std::uint64_t>(memory_limit / chunk_size_, 1,
                                        std::max(1u, request_.options.chunks_in_flight))) {
   progress_.total = total_;
   const CopyOptions& options = request_.options;
-  const Limits limits = target_.limits();
-  const bool as_stored = options.encoded && options.level == 0 && !request_.on_unreadable;
-  if (options.compressed && as_stored && limits.can_compress &&
-      granularity_ == limits.cluster_size) {
-    source_.offer_encoded(limits.cluster_size);
+  const bool wanted =
+      options.compressed ? options.encoded && granularity_ == cluster_ : options.keep_compressed;
+  if (wanted && options.level == 0 && !request_.on_unreadable && target_.limits().can_compress &&
+      chunk_size_ % cluster_ == 0) {
+    source_.offer_encoded(cluster_);
   }
 }
 
@@ -341,7 +343,7 @@ Task<void> Copier::read_encoded_pieces(Chunk& chunk) {
       for (const EncodedExtent& extent : run.extents) part.range.length += extent.guest_length;
       if (run.extents.empty()) {
         part.kind = CopyKind::data;
-        part.range.length = granularity_;
+        part.range.length = cluster_;
       } else {
         chunk.stored.push_back({rest.start, std::move(run)});
       }
@@ -360,8 +362,8 @@ Task<EncodedRun> Copier::read_run(GuestRange range) {
   EncodedRun run = co_await source_.read_encoded(range).context(std::move(context));
   const Codec codec = target_.limits().codec;
   const auto unfit = std::find_if(run.extents.begin(), run.extents.end(), [&](const auto& extent) {
-    return extent.codec != codec || extent.guest_length != granularity_ || extent.data.empty() ||
-           extent.data.size() >= granularity_;
+    return extent.codec != codec || extent.guest_length != cluster_ || extent.data.empty() ||
+           extent.data.size() >= cluster_;
   });
   run.extents.erase(unfit, run.extents.end());
   if (request_.options.verify) co_await verify(run, range.start);
@@ -380,7 +382,7 @@ Task<void> Copier::verify(const EncodedRun& run, GuestOffset start) {
   if (damaged < run.extents.size()) {
     throw Error(EIO,
                 fmt::format("error while reading at byte {}: the compressed cluster is damaged",
-                            start.bytes() + damaged * granularity_));
+                            start.bytes() + damaged * cluster_));
   }
 }
 

@@ -47,6 +47,9 @@ struct CopyOptions {
   /// Compressed clusters of the same codec and size are copied as they are stored, without
   /// decoding; not with a level, which asks for compressing anew.
   bool encoded = true;
+  /// Compressed clusters stay compressed where they can be copied as they are stored, though all
+  /// else is written as it is. Without meaning if `compressed`.
+  bool keep_compressed = false;
   bool verify = false;          // decodes what is copied as stored, to see that it can be
   bool fua = false;             // each write is stable when it completes
   bool target_is_zero = false;  // the whole target is known to read as zeros

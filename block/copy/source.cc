@@ -7,12 +7,44 @@
 #include <utility>
 
 #include "vise/error.h"
+#include "vise/graph.h"
 #include "vise/util/checked.h"
 
 namespace vise {
 
 namespace {
+
 constexpr std::uint64_t sector_size = 512;
+
+const Node& without_filters(const Node& node) {
+  const Node* at = &node;
+  while (const Child* below = at->filtered_child()) at = &below->node();
+  return *at;
+}
+
+}  // namespace
+
+Task<EncodedRun> read_encoded_in_chain(Child& child, GuestRange range, std::uint64_t cluster_size,
+                                       std::uint64_t disk_size, const Node* base) {
+  for (Child* at = &child;;) {
+    const std::uint64_t size =
+        at->size() == disk_size ? disk_size : align_down(at->size(), cluster_size);
+    if (range.start.bytes() >= size) co_return EncodedRun();
+    range.length = std::min(range.length, size - range.start.bytes());
+    EncodedRun run = co_await at->read_encoded(range);
+    if (!run.extents.empty()) co_return run;
+    // Where an image holds nothing itself, the one below it is asked.
+    Child* const below = without_filters(at->node()).backing_child();
+    const bool at_base = below != nullptr && base != nullptr &&
+                         &without_filters(below->node()) == &without_filters(*base);
+    if (below == nullptr || at_base) co_return EncodedRun();
+    const BlockStatus own =
+        co_await block_status(at->node(), range, MapMode::allocation_only, &below->node());
+    if (own.allocated || own.zero) co_return EncodedRun();
+    if (own.length < range.length) range.length = align_down(own.length, cluster_size);
+    if (range.empty()) co_return EncodedRun();
+    at = below;
+  }
 }
 
 CopySource::CopySource(std::vector<Child*> children, const Node* base) : base_(base) {
@@ -74,8 +106,9 @@ bool CopySource::is_whole_clusters(const Part& part, GuestRange range) const {
 Task<EncodedRun> CopySource::read_encoded(GuestRange range) {
   const Part& part = part_at(range.start.bytes());
   const std::uint64_t inside = range.start.bytes() - part.start;
-  const std::uint64_t there = part.child->size() - inside;
-  co_return co_await part.child->read_encoded({GuestOffset(inside), std::min(range.length, there)});
+  const std::uint64_t size = part.child->size();
+  const GuestRange asked{GuestOffset(inside), std::min(range.length, size - inside)};
+  return read_encoded_in_chain(*part.child, asked, encoded_cluster_size_, size, base_);
 }
 
 Task<void> CopySource::read(GuestOffset offset, IoVec data) {

@@ -24,6 +24,13 @@ struct CopyPiece {
   bool operator==(const CopyPiece&) const = default;
 };
 
+/// Child::read_encoded() of the image in the backing chain of `child` that holds the start of
+/// `range`, as far as it does. `disk_size` is what the whole shows: of a shorter backing image only
+/// whole clusters are taken. No extents where there is nothing compressed above `base` (null: in
+/// all of the chain), or not in whole clusters.
+Task<EncodedRun> read_encoded_in_chain(Child& child, GuestRange range, std::uint64_t cluster_size,
+                                       std::uint64_t disk_size, const Node* base);
+
 /// Nodes read as one, each rounded up to whole sectors (512 bytes) with zeros.
 class CopySource {
  public:
@@ -39,7 +46,7 @@ class CopySource {
   /// The first stretch of `range`, never empty, never longer than `range`.
   Task<CopyPiece> status(GuestRange range);
   Task<void> read(GuestOffset offset, IoVec data);
-  /// Child::read_encoded() of the part that `range` starts in.
+  /// read_encoded_in_chain() of the part that `range` starts in.
   Task<EncodedRun> read_encoded(GuestRange range);
 
  private:

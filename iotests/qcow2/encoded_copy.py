@@ -78,4 +78,118 @@ def a_damaged_cluster_is_found_by_verify_only(t):
     t.fails_clearly(result, "damaged")
 
 
+def incremental(t, cluster_size, codec, *more):
+    """base.qcow2 holds old.raw, mid.qcow2 above it new.raw; both compressed, and they agree in parts."""
+    size = image_size_for(cluster_size)
+    old = mixed_data(size, cluster_size, 11) + bytes([7]) * 1536
+    new = bytearray(mixed_data(size, cluster_size, 12) + bytes([8]) * 1536)
+    new[size // 3:size // 2] = old[size // 3:size // 2]
+    t.write("old.raw", old)
+    t.write("new.raw", bytes(new))
+    convert(t, "old.raw", "base.qcow2", cluster_size, codec, "-f", "raw", more=more)
+    convert(t, "new.raw", "mid.qcow2", cluster_size, codec, "-f", "raw", "-B", "base.qcow2", "-F", "qcow2")
+
+
+def overlay(t, name, backing, cluster_size, codec, *more):
+    t.vise_img("create", "-q", "-f", "qcow2", "-o", options(cluster_size, codec, *more), "-b", backing,
+               "-F", "qcow2", name)
+
+
+def compressed_clusters(t, image):
+    return t.sound(image) and t.vise_img("check", "--output=json", image).json.get("compressed-clusters", 0)
+
+
+@cases(codec=CODECS, cluster_size=[512, 4 * KIB, 64 * KIB, 2 * MIB], refcount_bits=[1, 16])
+def a_rebase_takes_compressed_clusters_over(t, codec, cluster_size, refcount_bits):
+    incremental(t, cluster_size, codec)
+    overlay(t, "top.qcow2", "mid.qcow2", cluster_size, codec, f"refcount_bits={refcount_bits}")
+    held = compressed_clusters(t, "mid.qcow2")
+    for backing, least in [("base.qcow2", held // 2), ("", held)]:
+        t.vise_img("rebase", "-c", "-b", backing, *(["-F", "qcow2"] if backing else []), "top.qcow2")
+        found = compressed_clusters(t, "top.qcow2")
+        t.check(least <= found <= held, f"above {backing!r}: {found} compressed clusters of {held}")
+        t.reads_as("top.qcow2", "new.raw")
+
+
+@cases(codec=CODECS, cluster_size=[512, 4 * KIB, 64 * KIB, 2 * MIB], refcount_bits=[1, 16])
+def a_commit_keeps_compressed_clusters_compressed(t, codec, cluster_size, refcount_bits):
+    incremental(t, cluster_size, codec, f"refcount_bits={refcount_bits}")
+    t.vise_io("-f", "qcow2", "mid.qcow2", commands=["write -q -P 5 64k 3k"])
+    t.vise_img("convert", "-O", "raw", "mid.qcow2", "expected")
+    held = compressed_clusters(t, "mid.qcow2")
+    t.vise_img("commit", "-q", "mid.qcow2")
+    kept = compressed_clusters(t, "base.qcow2")
+    # Of 512-byte clusters see above; and data is rounded out to 4 KiB.
+    t.check(held // 3 < kept if cluster_size == 512 else kept == held, f"kept {kept} of {held}")
+    for image in ["base.qcow2", "mid.qcow2"]:
+        t.reads_as(image, "expected")
+
+
+@cases(mid=["zlib", "zstd"], base=["zlib", "zstd"], small=["mid", "base"])
+def other_codecs_and_sizes_are_read_and_written(t, mid, base, small):
+    incremental(t, 64 * KIB, mid)
+    t.vise_img("convert", "-c", "-O", "qcow2", "-o", options(4 * KIB if small == "base" else 64 * KIB, base),
+               "-f", "raw", "old.raw", "base.qcow2")
+    overlay(t, "top.qcow2", "mid.qcow2", 4 * KIB if small == "mid" else 64 * KIB, base)
+    t.vise_img("rebase", "-c", "-b", "", "top.qcow2")
+    t.vise_img("commit", "-q", "mid.qcow2")
+    for image in ["base.qcow2", "top.qcow2"]:
+        t.sound(image)
+        t.reads_as(image, "new.raw")
+
+
+@case
+def clusters_move_through_a_chain_whose_images_end_inside_a_cluster(t):
+    t.write("old.raw", mixed_data(300 * KIB + 512, 64 * KIB, 3))
+    convert(t, "old.raw", "base.qcow2", 64 * KIB, "zlib", "-f", "raw")
+    overlay(t, "mid.qcow2", "base.qcow2", 64 * KIB, "zlib")
+    t.vise_img("resize", "-q", "mid.qcow2", MIB)
+    t.vise_io("-f", "qcow2", "mid.qcow2", commands=["write -q -c -P 3 128k 64k", "write -q -P 4 700k 1k"])
+    overlay(t, "top.qcow2", "mid.qcow2", 64 * KIB, "zlib")
+    t.vise_img("convert", "-O", "raw", "top.qcow2", "expected")
+    convert(t, "top.qcow2", "copy.qcow2", 64 * KIB, "zlib")
+    t.vise_img("rebase", "-c", "-b", "", "top.qcow2")
+    for image in ["top.qcow2", "copy.qcow2"]:
+        t.sound(image)
+        t.reads_as(image, "expected")
+
+
+@case
+def what_moves_as_stored_is_not_decoded_unless_told(t):
+    t.write("old.raw", mixed_data(MIB, 64 * KIB, 8))
+    t.write("new.raw", (b"".join(b"%d " % i for i in range(300000)))[:MIB])
+    convert(t, "old.raw", "base.qcow2", 64 * KIB, "zstd", "-f", "raw")
+    convert(t, "new.raw", "mid.qcow2", 64 * KIB, "zstd", "-f", "raw", "-B", "base.qcow2", "-F", "qcow2")
+    damaged = bytearray(t.read("mid.qcow2"))
+    damaged[5 * 64 * KIB + 2000:5 * 64 * KIB + 2006] = b"damage"
+
+    def anew():
+        t.write("mid.qcow2", bytes(damaged))
+        overlay(t, "top.qcow2", "mid.qcow2", 64 * KIB, "zstd")
+
+    for words, code in [([], 0), (["--recompress"], 1), (["--level", "3"], 1)]:
+        anew()
+        done = t.vise_img("rebase", "-c", *words, "-b", "", "top.qcow2", code=code)
+        t.check(code == 0 or done.stderr.startswith("vise-img: "), done)
+        anew()
+        t.vise_img("commit", "-d", *(["-c", *words] if words else []), "mid.qcow2", code=code)
+
+
+@case
+def a_commit_compresses_when_told(t):
+    incremental(t, 64 * KIB, "zlib")
+    overlay(t, "top.qcow2", "base.qcow2", 64 * KIB, "zlib")
+    t.vise_io("-f", "qcow2", "top.qcow2", commands=["write -q -P 5 0 512k"])
+    t.vise_img("convert", "-O", "raw", "top.qcow2", "expected")
+    for words in [["--level", "3"], ["--recompress"], ["-c", "--level", "13"]]:
+        t.fails_clearly(t.vise_img("commit", *words, "top.qcow2", code=1), "level|recompress")
+        t.fails_clearly(t.vise_img("rebase", *words, "-b", "", "top.qcow2", code=1), "level|recompress")
+    before = compressed_clusters(t, "base.qcow2")
+    t.vise_img("commit", "-q", "-d", "-c", "--level", "9", "top.qcow2")
+    t.check(compressed_clusters(t, "base.qcow2") >= before, "not compressed")
+    t.reads_as("base.qcow2", "expected")
+    t.vise_img("create", "-q", "-f", "qcow2", "-b", "old.raw", "-F", "raw", "onraw.qcow2")
+    t.fails_clearly(t.vise_img("commit", "-c", "onraw.qcow2", code=1), "compressed")
+
+
 main()

@@ -26,6 +26,10 @@ inline constexpr OptionSpec cache = {'t', "cache", "CACHE", "cache mode; writeba
 inline constexpr OptionSpec source_cache = {'T', "cache", "CACHE",
                                             "cache mode; writeback if not given"};
 inline constexpr OptionSpec rate = {'r', "rate", "RATE", "at most so many bytes per second"};
+inline constexpr OptionSpec level = {
+    key::level, "level", "LEVEL", "of compression: 1 (fast) to 12 (zlib) or 19 (zstd), or fastest"};
+inline constexpr OptionSpec recompress = {key::recompress, "recompress", nullptr,
+                                          "compress clusters anew that could be copied as stored"};
 inline constexpr OptionSpec output = {key::output, "output", "human|json", "how to print"};
 inline constexpr OptionSpec progress = {'p', "progress", nullptr, "show progress"};
 inline constexpr OptionSpec quiet = {'q', "quiet", nullptr, "print nothing but errors"};

@@ -52,8 +52,8 @@ std::uint64_t size_argument(const std::string& text, std::string_view what);
 std::uint64_t number_argument(const std::string& text, std::string_view what, std::uint64_t least,
                               std::uint64_t most);
 
-/// A level of compression: a number or "fastest". Which there are depends on the codec, and is
-/// checked when that is known. Throws Error(EINVAL).
+/// The value of --level: a number or "fastest". Which levels there are depends on the codec:
+/// codec::check_level(), once the image is open. Throws Error(EINVAL) for what is no codec's.
 int level_argument(const std::string& text);
 
 /// Throws UsageError unless there are from `least` to `most` operands; `expected` names the first

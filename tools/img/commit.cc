@@ -6,6 +6,7 @@
 #include <optional>
 #include <utility>
 
+#include "codec/codec.h"
 #include "copy/copy.h"
 #include "tools/common/long_work.h"
 #include "tools/common/open.h"
@@ -23,6 +24,9 @@ namespace {
 constexpr OptionSpec options[] = {
     {'b', "base", "FILE", "the image of the chain to commit to; so -d is implied"},
     {'d', "drop", nullptr, "leave FILE as it is: it will be thrown away"},
+    {'c', "compress", nullptr, "compress what is moved; else only what is compressed stays so"},
+    shared::level,
+    shared::recompress,
     shared::rate,
     shared::cache,
     shared::format,
@@ -36,6 +40,7 @@ constexpr OptionSpec options[] = {
 struct Request {
   ImageArguments image;
   std::optional<std::string> base;
+  CopyOptions copy;
   std::uint64_t rate = 0;  // bytes per second, 0: no limit
   bool drop = false;
   bool quiet = false;
@@ -53,6 +58,15 @@ Node& find_base(Node& top, const Request& request) {
   return *found;
 }
 
+void check_compression(const Child& target, int level) {
+  const Limits limits = target.limits();
+  if (!limits.can_compress) {
+    throw Error(ENOTSUP, fmt::format("The base, of format '{}', cannot store compressed data",
+                                     target.node().type().name));
+  }
+  codec::check_level(limits.codec, level);
+}
+
 // Writes to the base what the images above it hold. The base is writable meanwhile.
 Task<void> copy_down(ImageSession& session, Child& top, Node& base, const Request& request,
                      LongWork& work) {
@@ -63,12 +77,14 @@ Task<void> copy_down(ImageSession& session, Child& top, Node& base, const Reques
       nullptr, std::string("commit"), EdgeRole::root, base.shared_from_this(), wanted);
   std::exception_ptr failure;
   try {
+    if (request.copy.compressed) check_compression(*target, request.copy.level);
     if (target->size() < top.size()) co_await target->truncate(top.size());
     work.control().set_rate(request.rate);
     CopyRequest copying;
     copying.sources.push_back(&top);
     copying.base = &base;
     copying.target = target.get();
+    copying.options = request.copy;
     copying.options.fua = request.image.cache.writethrough;
     copying.control = &work.control();
     copying.on_progress = [&work](const CopyProgress& state) { work.show(state); };
@@ -126,6 +142,15 @@ int run(const Program& program, const Arguments& arguments) {
   request.image.discard_unmap = true;
   request.image.cache = cache_argument(arguments, 't');
   if (const std::string* name = arguments.last('b')) request.base = *name;
+  request.copy.compressed = arguments.has('c');
+  request.copy.keep_compressed = true;
+  request.copy.encoded = !arguments.has(key::recompress);
+  if (const std::string* text = arguments.last(key::level)) {
+    request.copy.level = level_argument(*text);
+  }
+  if (!arguments.has('c') && (arguments.has(key::level) || arguments.has(key::recompress))) {
+    throw Error(EINVAL, "--level and --recompress need -c (--compress)");
+  }
   if (const std::string* text = arguments.last('r')) request.rate = size_argument(*text, "rate");
   request.drop = arguments.has('d') || request.base;
   request.quiet = arguments.has('q');

@@ -9,6 +9,8 @@
 #include <utility>
 #include <vector>
 
+#include "codec/codec.h"
+#include "copy/source.h"
 #include "tools/common/long_work.h"
 #include "tools/common/open.h"
 #include "tools/common/shared_options.h"
@@ -30,6 +32,8 @@ constexpr OptionSpec options[] = {
     {'F', "backing-format", "FORMAT", "its format"},
     {'u', "backing-unsafe", nullptr, "change only the name: the content must be the same"},
     {'c', "compress", nullptr, "compress what the image takes over"},
+    shared::level,
+    shared::recompress,
     {'t', "cache", "CACHE", "cache mode of the image; writeback if not given"},
     {'T', "backing-cache", "CACHE", "cache mode of the new backing file; writeback if not given"},
     shared::format,
@@ -48,6 +52,9 @@ struct Request {
   std::string backing_format;
   bool unsafe = false;
   bool compress = false;
+  bool as_stored =
+      true;  // compressed clusters are taken over without decoding where that is possible
+  int level = 0;
 };
 
 constexpr std::uint64_t step = 2 << 20;  // bytes compared at a time
@@ -63,13 +70,14 @@ class Below {
   struct Status {
     bool zero = true;
     std::uint64_t length = 0;
+    bool compressed = false;
   };
   Task<Status> status(GuestRange range) const {
     const std::uint64_t size = node_ != nullptr ? node_->size() : 0;
     if (range.start.bytes() >= size) co_return Status{true, range.length};
     const GuestRange inside{range.start, std::min(range.length, size - range.start.bytes())};
     const BlockStatus found = co_await block_status(*node_, inside);
-    co_return Status{found.zero, std::min(found.length, inside.length)};
+    co_return Status{found.zero, std::min(found.length, inside.length), found.compressed};
   }
 
   /// Reads through `child`, an edge to the node (null without one).
@@ -88,6 +96,13 @@ class Below {
   Node* node_;
 };
 
+// Stored lengths are upper bounds, so the shorter one has a whole stream: where the longer one
+// begins with it, both decode to the same.
+bool same_stream(std::span<const std::byte> a, std::span<const std::byte> b) {
+  const std::size_t length = std::min(a.size(), b.size());
+  return std::ranges::equal(a.first(length), b.first(length));
+}
+
 class Rebase {
  public:
   Rebase(Child& top, Child* old_backing, Child* new_backing, const Request& request, LongWork& work)
@@ -95,8 +110,14 @@ class Rebase {
         old_(old_backing),
         new_(new_backing),
         compress_(request.compress),
+        level_(request.level),
         work_(work),
-        unit_(std::max<std::uint64_t>(top.limits().cluster_size, 65536)) {
+        cluster_(std::max<std::uint64_t>(top.limits().cluster_size, 1)),
+        unit_(std::max<std::uint64_t>(cluster_, 65536)) {
+    if (old_ != nullptr && request.compress && request.as_stored && request.level == 0) {
+      const Limits old = old_->limits();
+      as_stored_ = old.cluster_size == cluster_ && old.codec == top.limits().codec;
+    }
     if (new_ != nullptr && old_ != nullptr) {
       shared_ = find_in_chain(old_->node(), new_->node().protocol_filename());
     }
@@ -105,22 +126,34 @@ class Rebase {
   Task<void> run();
 
  private:
-  Task<GuestRange> next_difference(std::uint64_t from);
+  // What is to be taken over if it differs, or in any case: then without decoding what can be had
+  // as it is stored.
+  struct Step {
+    GuestRange range;
+    bool as_stored = false;
+  };
+  Task<Step> next_step(std::uint64_t from);
   Task<void> compare(GuestRange range);
+  Task<void> take_over_stored(GuestRange range);
+  Task<std::uint64_t> move_stored(GuestRange range);
+  Task<EncodedRun> read_stored(Child* from, GuestRange range, const Node* base);
   Task<void> take_over(GuestRange range, std::span<const std::byte> old);
 
   Child& top_;
   Child* old_;
   Child* new_;
   bool compress_;
+  bool as_stored_ = false;
+  int level_;
   LongWork& work_;
+  std::uint64_t cluster_;   // bytes, of the image
   std::uint64_t unit_;      // bytes; the clusters of the image, but not tiny ones
   Node* shared_ = nullptr;  // the new backing image, if it is one of the old chain
   std::uint64_t moved_ = 0;
 };
 
-// The next stretch that has to be compared, at most a step; empty at the end of the disk.
-Task<GuestRange> Rebase::next_difference(std::uint64_t from) {
+// The next stretch that has to be looked at, at most a step; empty at the end of the disk.
+Task<Rebase::Step> Rebase::next_step(std::uint64_t from) {
   const std::uint64_t size = top_.size();
   Node* const old_node = old_ != nullptr ? &old_->node() : nullptr;
   const Below old_below(old_node);
@@ -135,12 +168,14 @@ Task<GuestRange> Rebase::next_difference(std::uint64_t from) {
       from += range.length;
       continue;
     }
+    bool above_new = false;  // held by the images between this one and the new backing file
     if (shared_ != nullptr && from < old_node->size()) {
       // What the images above the new backing file do not hold, it holds itself.
       range.length = std::min(range.length, old_node->size() - from);
       const BlockStatus above =
           co_await block_status(*old_node, range, MapMode::allocation_only, shared_);
       range.length = std::min(range.length, above.length);
+      above_new = above.allocated;
       if (!above.allocated && from < shared_->size()) {
         from += std::min(range.length, shared_->size() - from);
         continue;
@@ -148,17 +183,22 @@ Task<GuestRange> Rebase::next_difference(std::uint64_t from) {
     }
     const Below::Status old_status = co_await old_below.status(range);
     const Below::Status new_status = co_await new_below.status(range);
-    range.length = std::min({range.length, old_status.length, new_status.length});
+    // Compressed clusters follow each other one by one; what is above the new backing file, or
+    // where that reads as zeros, need not be compared with it.
+    const bool as_stored = as_stored_ && old_status.compressed && from % cluster_ == 0 &&
+                           (above_new || new_status.zero);
+    if (!as_stored) range.length = std::min(range.length, old_status.length);
+    if (!as_stored || !above_new) range.length = std::min(range.length, new_status.length);
     if (!old_status.zero || !new_status.zero) {
       // Ends on the grid, so that clusters are taken over as wholes.
       const std::uint64_t end = (from + step) / unit_ * unit_;
       if (end > from) range.length = std::min(range.length, end - from);
-      co_return range;
+      co_return Step{range, as_stored};
     }
     from += range.length;
     work_.progress().set(static_cast<double>(from) / static_cast<double>(size), moved_);
   }
-  co_return GuestRange{GuestOffset(size), 0};
+  co_return Step{{GuestOffset(size), 0}};
 }
 
 Task<void> Rebase::compare(GuestRange range) {
@@ -188,6 +228,61 @@ Task<void> Rebase::compare(GuestRange range) {
   }
 }
 
+// Parts of the range that are not compressed, or not by the image's codec and in its cluster size,
+// are compared as usual.
+Task<void> Rebase::take_over_stored(GuestRange range) {
+  while (!range.empty()) {
+    std::uint64_t done = co_await move_stored(range);
+    if (done == 0) {
+      done = std::min(unit_ - range.start.bytes() % unit_, range.length);
+      co_await compare({range.start, done});
+    }
+    range = {range.start + done, range.length - done};
+  }
+}
+
+// Deals with the first clusters of `range` that the old backing image has stored next to each
+// other; returns how many bytes that are. Clusters that the new backing image has stored in the
+// same way are left to it.
+Task<std::uint64_t> Rebase::move_stored(GuestRange range) {
+  if (!range.start.is_aligned(cluster_)) co_return 0;
+  const EncodedRun run = co_await read_stored(old_, range, shared_);
+  const EncodedRun held = co_await read_stored(new_, range, nullptr);
+  const std::span<const EncodedExtent> extents(run.extents);
+  const auto is_held = [&](std::size_t i) {
+    return i < held.extents.size() && same_stream(extents[i].data, held.extents[i].data);
+  };
+  for (std::size_t i = 0; i < extents.size();) {
+    std::size_t end = i + 1;
+    while (end < extents.size() && is_held(end) == is_held(i)) ++end;
+    if (!is_held(i)) {
+      const GuestOffset start = range.start + i * cluster_;
+      std::string context = fmt::format("error while writing at byte {}", start.bytes());
+      const bool stored =
+          co_await top_.write_encoded(start, extents.subspan(i, end - i), WriteFlags{})
+              .context(std::move(context));
+      if (!stored) co_return i* cluster_;
+    }
+    i = end;
+  }
+  const std::uint64_t length = std::min(extents.size() * cluster_, range.length);
+  moved_ += length;
+  co_return length;
+}
+
+Task<EncodedRun> Rebase::read_stored(Child* from, GuestRange range, const Node* base) {
+  if (from == nullptr || range.start.bytes() >= from->size()) co_return EncodedRun();
+  std::string context = fmt::format("error while reading at byte {}", range.start.bytes());
+  EncodedRun run = co_await read_encoded_in_chain(*from, range, cluster_, top_.size(), base)
+                       .context(std::move(context));
+  const Codec codec = top_.limits().codec;
+  const auto unfit = std::find_if(run.extents.begin(), run.extents.end(), [&](const auto& extent) {
+    return extent.codec != codec || extent.guest_length != cluster_;
+  });
+  run.extents.erase(unfit, run.extents.end());
+  co_return run;
+}
+
 Task<void> Rebase::take_over(GuestRange range, std::span<const std::byte> old) {
   std::string context = fmt::format("error while writing at byte {}", range.start.bytes());
   if (is_zero(old)) {
@@ -196,10 +291,10 @@ Task<void> Rebase::take_over(GuestRange range, std::span<const std::byte> old) {
     co_return;
   }
   WriteFlags flags;
-  const std::uint64_t cluster = std::max<std::uint64_t>(1, top_.limits().cluster_size);
-  const bool ends_well = range.end().bytes() % cluster == 0 || range.end().bytes() == top_.size();
+  const bool ends_well = range.end().bytes() % cluster_ == 0 || range.end().bytes() == top_.size();
   // Parts of clusters, beside subclusters the image has already, are written as they are.
-  flags.compressed = compress_ && range.start.is_aligned(cluster) && ends_well;
+  flags.compressed = compress_ && range.start.is_aligned(cluster_) && ends_well;
+  flags.level = level_;
   co_await top_.write(range.start, ConstIoVec(old), flags).context(std::move(context));
 }
 
@@ -210,9 +305,14 @@ Task<void> Rebase::run() {
     std::exception_ptr failure;
     try {
       for (unsigned i = 0; i < steps_at_once && position < size; ++i) {
-        const GuestRange range = co_await next_difference(position);
-        position = range.end().bytes();
-        if (!range.empty()) scope.spawn(compare(range));
+        const Step next = co_await next_step(position);
+        position = next.range.end().bytes();
+        if (next.range.empty()) break;
+        if (next.as_stored) {
+          scope.spawn(take_over_stored(next.range));
+        } else {
+          scope.spawn(compare(next.range));
+        }
       }
     } catch (...) {
       failure = std::current_exception();
@@ -269,6 +369,7 @@ Task<int> rebase(ImageSession& session, const Request& request, LongWork& work) 
   if (request.compress && !top->limits().can_compress) {
     throw Error(ENOTSUP, fmt::format("Format '{}' knows no compression", node.type().name));
   }
+  if (request.compress) codec::check_level(top->limits().codec, request.level);
   Progress& progress = work.progress();
   progress.start();
   if (!request.unsafe) co_await take_over_differences(session, *top, request, work);
@@ -305,6 +406,11 @@ int run(const Program& program, const Arguments& arguments) {
   request.backing.force_share = arguments.has('U');
   request.backing.cache = cache_argument(arguments, 'T');
   request.compress = arguments.has('c');
+  request.as_stored = !arguments.has(key::recompress);
+  if (const std::string* text = arguments.last(key::level)) request.level = level_argument(*text);
+  if (!request.compress && (request.level != 0 || !request.as_stored)) {
+    throw Error(EINVAL, "--level and --recompress need -c (--compress)");
+  }
   return run_long_session(program, arguments, LongWork::OnInterrupt::stop, rebase, request);
 }
 
