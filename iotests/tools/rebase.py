@@ -52,6 +52,17 @@ def the_content_survives_a_rebase(t, options, how):
         t.check(found.get("compressed-clusters", 0) > 10, f"not compressed: {found}")
 
 
+@cases(options=["", "compat=0.10", "extended_l2=on", "cluster_size=512"])
+def an_image_without_a_backing_file_gets_one(t, options):
+    bases(t)
+    t.vise_img("create", "-q", "-f", "qcow2", *(["-o", options] if options else []), "top.qcow2", SIZE)
+    write_some(t, "top.qcow2")
+    contents(t, "top.qcow2")
+    t.vise_img("rebase", "-b", "second.raw", "-F", "raw", "top.qcow2")
+    t.sound("top.qcow2")
+    t.reads_as("top.qcow2", "expected")
+
+
 @case
 def a_rebase_takes_over_no_more_than_it_must(t):
     bases(t)

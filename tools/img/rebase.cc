@@ -137,6 +137,7 @@ class Rebase {
   Task<void> take_over_stored(GuestRange range);
   Task<std::uint64_t> move_stored(GuestRange range);
   Task<EncodedRun> read_stored(Child* from, GuestRange range, const Node* base);
+  Task<bool> holds(GuestRange range);
   Task<void> take_over(GuestRange range, std::span<const std::byte> old);
 
   Child& top_;
@@ -283,11 +284,27 @@ Task<EncodedRun> Rebase::read_stored(Child* from, GuestRange range, const Node* 
   co_return run;
 }
 
+// Whether nothing of the range comes from a backing image.
+Task<bool> Rebase::holds(GuestRange range) {
+  const Node* const below = backing_node(top_.node());
+  while (!range.empty()) {
+    const BlockStatus own =
+        co_await block_status(top_.node(), range, MapMode::allocation_only, below);
+    if (!own.allocated) co_return false;
+    range = {range.start + own.length, range.length - own.length};
+  }
+  co_return true;
+}
+
 Task<void> Rebase::take_over(GuestRange range, std::span<const std::byte> old) {
   std::string context = fmt::format("error while writing at byte {}", range.start.bytes());
   if (is_zero(old)) {
     const ZeroFlags flags{.may_unmap = true};
-    co_await top_.write_zeroes(range, flags).context(std::move(context));
+    co_await top_.write_zeroes(range, flags).context(context);
+    // Version 2 of qcow2 has no zero clusters: without a backing image it just forgets them.
+    const bool kept = co_await holds(range);
+    if (kept) co_return;
+    co_await top_.write(range.start, ConstIoVec(old)).context(std::move(context));
     co_return;
   }
   WriteFlags flags;
