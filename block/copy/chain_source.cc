@@ -18,14 +18,15 @@ Node* backing_of(Node& node) {
 }
 
 Task<std::unique_ptr<ChainSource>> ChainSource::open(Node& top, Node* base, std::string user,
-                                                     TopLayer top_layer) {
+                                                     Sharing sharing) {
   std::unique_ptr<ChainSource> source(new ChainSource());
   const Node* const end = base != nullptr ? &image_of(*base) : nullptr;
   if (base != nullptr) source->base_ = base->shared_from_this();
   std::exception_ptr failure;
   try {
     for (Node* node = &top; node != nullptr && &image_of(*node) != end; node = backing_of(*node)) {
-      const bool may_change = source->layers_.empty() && top_layer == TopLayer::written;
+      const bool may_change =
+          sharing == Sharing::all || (sharing == Sharing::top_written && source->layers_.empty());
       Permissions wanted{Permission::consistent_read, Permissions::all()};
       if (!may_change) {
         wanted.shares =

@@ -26,12 +26,13 @@ class ChainSource {
     std::uint64_t length = 0;
     std::size_t layer = 0;  // 0: the top image; of data, compressed and zero
   };
-  /// What others may do with the top layer while it is read; those below stay as they are.
-  enum class TopLayer { frozen, written };
+  /// What others may write to meanwhile: nothing, the top layer, or every layer (which then stay as
+  /// they are for other reasons).
+  enum class Sharing { none, top_written, all };
 
   /// `base`: where the layers end (exclusive); null: nowhere. `user` names the edges in messages.
   static Task<std::unique_ptr<ChainSource>> open(Node& top, Node* base, std::string user,
-                                                 TopLayer top_layer);
+                                                 Sharing sharing);
   Task<void> close();
 
   Node& node() const { return layers_.front()->node(); }

@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <utility>
 
+#include "job/job_filter.h"
 #include "util/ids.h"
 #include "vise/error.h"
 
@@ -29,7 +30,11 @@ Task<void> ExportTable::add(Services& services, qapi::BlockExportOptions options
     throw Error(ENOTSUP, fmt::format("Exports of type '{}' are not part of this program",
                                      to_string(options.type)));
   }
-  const Node& node = get_node(services, options.node_name);
+  // Below a job's filter, what clients write would go unseen.
+  const Node& node = above_job_filters(get_node(services, options.node_name));
+  auto* const nbd = std::get_if<qapi::BlockExportOptionsNbd>(&options.branch);
+  if (nbd != nullptr && !nbd->name) nbd->name = options.node_name;
+  options.node_name = node.name();
   if (options.writable.value_or(false) && node.read_only()) {
     throw Error(EROFS, fmt::format("Cannot export read-only node '{}' as writable", node.name()));
   }

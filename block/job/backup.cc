@@ -86,7 +86,7 @@ class BackupJob final : public CopyJob {
         co_await PlacedFilter::place(*device_, backup_filter_type, std::move(filter_name));
     filter_ = std::move(filter);
     std::unique_ptr<ChainSource> source =
-        co_await ChainSource::open(*device_, nullptr, user_, ChainSource::TopLayer::written);
+        co_await ChainSource::open(*device_, nullptr, user_, ChainSource::Sharing::top_written);
     source_ = std::move(source);
     const std::function<Task<void>()> work = [&] { return begin(bitmap); };
     co_await while_drained(filter_->node(), work);

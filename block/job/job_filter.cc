@@ -12,19 +12,30 @@ Task<CopyLocks::Guard> JobFilter::begin_change(GuestRange range) {
   co_return co_await locks_.lock(range, CopyLocks::Kind::change);
 }
 
+Task<void> JobFilter::around_change(GuestRange range, Task<void> change) {
+  std::exception_ptr failure;
+  {
+    const CopyLocks::Guard guard = co_await begin_change(range);
+    try {
+      co_await std::move(change);
+    } catch (...) {
+      failure = std::current_exception();
+    }
+  }
+  if (after_change) co_await after_change(range);
+  if (failure) std::rethrow_exception(failure);
+}
+
 Task<void> JobFilter::write(GuestOffset offset, ConstIoVec data, WriteFlags flags) {
-  const CopyLocks::Guard guard = co_await begin_change({offset, data.size()});
-  co_await Filter::write(offset, data, flags);
+  return around_change({offset, data.size()}, Filter::write(offset, data, flags));
 }
 
 Task<void> JobFilter::write_zeroes(GuestRange range, ZeroFlags flags) {
-  const CopyLocks::Guard guard = co_await begin_change(range);
-  co_await Filter::write_zeroes(range, flags);
+  return around_change(range, Filter::write_zeroes(range, flags));
 }
 
 Task<void> JobFilter::discard(GuestRange range) {
-  const CopyLocks::Guard guard = co_await begin_change(range);
-  co_await Filter::discard(range);
+  return around_change(range, Filter::discard(range));
 }
 
 Task<void> JobFilter::truncate(std::uint64_t, TruncateOptions) {
@@ -36,14 +47,23 @@ Task<bool> JobFilter::write_encoded(GuestOffset offset, std::span<const EncodedE
                                     WriteFlags flags) {
   std::uint64_t length = 0;
   for (const EncodedExtent& extent : extents) length += extent.guest_length;
-  const CopyLocks::Guard guard = co_await begin_change({offset, length});
-  co_return co_await Filter::write_encoded(offset, extents, flags);
+  bool stored = false;
+  co_await around_change({offset, length}, store_encoded(offset, extents, flags, stored));
+  co_return stored;
+}
+
+Task<void> JobFilter::store_encoded(GuestOffset offset, std::span<const EncodedExtent> extents,
+                                    WriteFlags flags, bool& stored) {
+  const bool result = co_await Filter::write_encoded(offset, extents, flags);
+  stored = result;
 }
 
 Permissions JobFilter::child_permissions(const Child& edge, Permissions parents) const {
   Permissions needs = Filter::child_permissions(edge, parents);
-  if (exclusive_) {
+  if (sharing_ == Sharing::exclusive) {
     needs.shares = needs.shares.without(PermissionSet(Permission::write) | Permission::resize);
+  } else if (sharing_ == Sharing::all) {
+    needs.shares = Permissions::all();
   }
   return needs;
 }
@@ -86,6 +106,21 @@ const DriverType mirror_filter_type = {
 const DriverType commit_filter_type = {
     .name = "commit_top", .kind = DriverKind::filter, .open = open_filter};
 
+Node& above_job_filters(Node& node) {
+  const auto is_job_filter = [](const Child* edge) {
+    if (edge->parent() == nullptr) return false;
+    const DriverType* const type = &edge->parent()->type();
+    return type == &stream_filter_type || type == &backup_filter_type ||
+           type == &mirror_filter_type || type == &commit_filter_type;
+  };
+  Node* top = &node;
+  for (;;) {
+    const auto found = std::ranges::find_if(top->parents(), is_job_filter);
+    if (found == top->parents().end()) return *top;
+    top = (*found)->parent();
+  }
+}
+
 Task<void> while_drained(Node& node, const std::function<Task<void>()>& work) {
   const std::shared_ptr<Node> self = node.shared_from_this();
   co_await node.drain_begin();
@@ -100,7 +135,8 @@ Task<void> while_drained(Node& node, const std::function<Task<void>()>& work) {
 }
 
 Task<std::unique_ptr<PlacedFilter>> PlacedFilter::place(Node& below, const DriverType& type,
-                                                        std::optional<std::string> name) {
+                                                        std::optional<std::string> name,
+                                                        JobFilter::Sharing sharing) {
   std::unique_ptr<PlacedFilter> placed(new PlacedFilter());
   placed->below_ = below.shared_from_this();
   OpenRequest request;
@@ -119,7 +155,7 @@ Task<std::unique_ptr<PlacedFilter>> PlacedFilter::place(Node& below, const Drive
       return move_parents(below, placed->node_, placed->node_->filtered_child());
     };
     co_await while_drained(below, work);
-    co_await placed->make_exclusive();
+    co_await placed->set_sharing(sharing);
   } catch (...) {
     failure = std::current_exception();
   }
@@ -128,9 +164,9 @@ Task<std::unique_ptr<PlacedFilter>> PlacedFilter::place(Node& below, const Drive
   std::rethrow_exception(failure);
 }
 
-// Only now: before, those who have moved would have been in the way of those who had not.
-Task<void> PlacedFilter::make_exclusive() {
-  filter().set_exclusive(true);
+// Only when all have moved: before, they would have been in the way of those who had not.
+Task<void> PlacedFilter::set_sharing(JobFilter::Sharing sharing) {
+  filter().set_sharing(sharing);
   co_await hold_->set_permissions(hold_->permissions());  // works out what is needed below
 }
 
@@ -138,8 +174,7 @@ Task<void> PlacedFilter::remove() { return remove_onto(*below_); }
 
 Task<void> PlacedFilter::remove_onto(Node& node) {
   const std::shared_ptr<Node> to = node.shared_from_this();
-  filter().set_exclusive(false);
-  co_await hold_->set_permissions(hold_->permissions());
+  co_await set_sharing(JobFilter::Sharing::as_above);
   std::exception_ptr failure;
   try {
     const std::function<Task<void>()> work = [&] { return move_parents(*node_, to, hold_.get()); };
@@ -148,6 +183,7 @@ Task<void> PlacedFilter::remove_onto(Node& node) {
     failure = std::current_exception();
   }
   filter().before_change = nullptr;
+  filter().after_change = nullptr;
   co_await hold_->detach();
   if (failure) std::rethrow_exception(failure);
 }

@@ -21,8 +21,12 @@ class JobFilter final : public Filter {
   /// What a change waits for before it goes on; must not throw. May be empty.
   std::function<Task<void>(GuestRange)> before_change;
   CopyLocks& locks() { return locks_; }
-  /// Whoever writes must come through here: a change past it would go unseen.
-  void set_exclusive(bool exclusive) { exclusive_ = exclusive; }
+  /// Told of each change after it, even if it failed; it completes only after that. May be empty.
+  std::function<Task<void>(GuestRange)> after_change;
+  /// What others may do with the node below. as_above: what the parents say. exclusive: no writes,
+  /// which would go unseen here. all: everything, as the job itself writes further down.
+  enum class Sharing { as_above, exclusive, all };
+  void set_sharing(Sharing sharing) { sharing_ = sharing; }
 
   Task<void> write(GuestOffset offset, ConstIoVec data, WriteFlags flags) override;
   Task<void> write_zeroes(GuestRange range, ZeroFlags flags) override;
@@ -33,10 +37,13 @@ class JobFilter final : public Filter {
   Permissions child_permissions(const Child& edge, Permissions parents) const override;
 
  private:
+  Task<void> store_encoded(GuestOffset offset, std::span<const EncodedExtent> extents,
+                           WriteFlags flags, bool& stored);
   Task<CopyLocks::Guard> begin_change(GuestRange range);
+  Task<void> around_change(GuestRange range, Task<void> change);
 
   CopyLocks locks_;
-  bool exclusive_ = false;
+  Sharing sharing_ = Sharing::as_above;
 };
 
 /// A JobFilter in its place.
@@ -44,8 +51,9 @@ class PlacedFilter {
  public:
   /// `driver_name`: what queries show. `name`: of the node; nothing: an automatic one. What was
   /// above `below` is above the filter then. Throws Error, with nothing changed.
-  static Task<std::unique_ptr<PlacedFilter>> place(Node& below, const DriverType& type,
-                                                   std::optional<std::string> name);
+  static Task<std::unique_ptr<PlacedFilter>> place(
+      Node& below, const DriverType& type, std::optional<std::string> name,
+      JobFilter::Sharing sharing = JobFilter::Sharing::exclusive);
   /// Gives its parents back to the node, and closes it. Awaited before destruction.
   Task<void> remove();
   /// The same with the parents going to another node.
@@ -56,7 +64,7 @@ class PlacedFilter {
 
  private:
   PlacedFilter() = default;
-  Task<void> make_exclusive();
+  Task<void> set_sharing(JobFilter::Sharing sharing);
 
   std::shared_ptr<Node> node_;
   std::shared_ptr<Node> below_;
@@ -68,6 +76,9 @@ extern const DriverType stream_filter_type;  // copy-on-read
 extern const DriverType backup_filter_type;  // copy-before-write
 extern const DriverType mirror_filter_type;  // mirror_top
 extern const DriverType commit_filter_type;  // commit_top
+
+/// `node`, or the uppermost filter that jobs have put above it: where others come in.
+Node& above_job_filters(Node& node);
 
 /// Runs `work` while nothing from above reaches `node`.
 Task<void> while_drained(Node& node, const std::function<Task<void>()>& work);

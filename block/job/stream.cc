@@ -70,7 +70,7 @@ class StreamJob final : public CopyJob {
     }
     std::string user = fmt::format("stream job '{}'", id());
     std::unique_ptr<ChainSource> source =
-        co_await ChainSource::open(*below, base_.get(), user, ChainSource::TopLayer::frozen);
+        co_await ChainSource::open(*below, base_.get(), user, ChainSource::Sharing::none);
     source_ = std::move(source);
     for (Node* node : source_->nodes()) nodes_.push_back(node);
     std::unique_ptr<PlacedFilter> filter =

@@ -8,8 +8,10 @@
 #include "copy/chain_source.h"
 #include "graph/image_info.h"
 #include "job/backup.h"
+#include "job/commit.h"
 #include "job/create.h"
 #include "job/job_table.h"
+#include "job/mirror.h"
 #include "job/stream.h"
 #include "monitor/commands.h"
 #include "monitor/job_settings.h"
@@ -100,6 +102,86 @@ Task<void> block_stream(Services& services, qapi::BlockStreamArguments arguments
   start(services, std::move(job));
 }
 
+// --- commit, mirror -----------------------------------------------------------------------------
+
+Task<void> commit_below(Services& services, const qapi::BlockCommitArguments& arguments,
+                        JobSettings job, Node& top, Node& base) {
+  CommitSettings settings;
+  settings.job = std::move(job);
+  settings.top = &top;
+  settings.base = &base;
+  settings.backing_file = arguments.backing_file;
+  settings.filter_node_name = arguments.filter_node_name;
+  std::shared_ptr<Job> made = co_await make_commit_job(services.jobs(), std::move(settings));
+  start(services, std::move(made));
+}
+
+Task<void> commit_active(Services& services, const qapi::BlockCommitArguments& arguments,
+                         JobSettings job, Node& top, Node& base) {
+  if (arguments.backing_file) {
+    throw Error(EINVAL, "'backing-file' specified, but 'top' is the active layer");
+  }
+  MirrorSettings settings;
+  settings.job = std::move(job);
+  settings.device = &top;
+  settings.target = &base;
+  settings.purpose = MirrorSettings::Purpose::commit;
+  settings.filter_node_name = arguments.filter_node_name;
+  std::shared_ptr<Job> made = co_await make_mirror_job(services.jobs(), std::move(settings));
+  start(services, std::move(made));
+}
+
+Task<void> block_commit(Services& services, qapi::BlockCommitArguments arguments) {
+  Node* const device = services.graph().find(arguments.device);
+  if (device == nullptr) {
+    throw QmpError(ENOENT, "DeviceNotFound",
+                   fmt::format("Cannot find device='{0}' nor node-name='{0}'", arguments.device));
+  }
+  JobSettings job = job_settings(services, arguments);
+  job.on_source_error = arguments.on_error.value_or(qapi::BlockdevOnError::report);
+  job.on_target_error = job.on_source_error;
+  Node& top = arguments.top_node ? get_device(services, *arguments.top_node) : *device;
+  const auto is = [](const Node& wanted) {
+    return [&wanted](const Node& node) { return &node == &wanted; };
+  };
+  const bool active = &image_of(top) == &image_of(*device);
+  if (!active && find_below(*device, is(top)) == nullptr) {
+    throw Error(EINVAL, fmt::format("'{}' is not in this backing file chain", top.name()));
+  }
+  Node* base = nullptr;
+  if (arguments.base_node) {
+    Node& named = get_device(services, *arguments.base_node);
+    base = find_below(top, is(named));
+    if (base == nullptr) {
+      throw Error(EINVAL, fmt::format("'{}' is not in this backing file chain", named.name()));
+    }
+  } else {
+    for (Node* node = backing_of(top); node != nullptr; node = backing_of(*node)) base = node;
+    if (base == nullptr) throw Error(EINVAL, "There is no backing image to commit to");
+  }
+  if (active) {
+    co_await commit_active(services, arguments, std::move(job), *device, *base);
+  } else {
+    co_await commit_below(services, arguments, std::move(job), top, *base);
+  }
+}
+
+Task<void> blockdev_mirror(Services& services, qapi::BlockdevMirrorArguments arguments) {
+  MirrorSettings settings;
+  settings.job = job_settings(services, arguments);
+  using OnError = qapi::BlockdevOnError;
+  settings.job.on_source_error = arguments.on_source_error.value_or(OnError::report);
+  settings.job.on_target_error = arguments.on_target_error.value_or(OnError::report);
+  settings.device = &get_device(services, arguments.device);
+  settings.target = &get_device(services, arguments.target);
+  settings.sync = arguments.sync;
+  settings.copy_mode = arguments.copy_mode.value_or(qapi::MirrorCopyMode::background);
+  if (arguments.granularity) settings.granularity = *arguments.granularity;
+  settings.filter_node_name = arguments.filter_node_name;
+  std::shared_ptr<Job> job = co_await make_mirror_job(services.jobs(), std::move(settings));
+  start(services, std::move(job));
+}
+
 // --- others -------------------------------------------------------------------------------------
 
 Task<void> blockdev_backup(Services& services, qapi::BlockdevBackup arguments) {
@@ -153,6 +235,7 @@ Task<std::vector<qapi::BlockJobInfo>> query_block_jobs(Services& services) {
     info.auto_finalize = job->settings().auto_finalize;
     info.auto_dismiss = job->settings().auto_dismiss;
     if (!job->error().empty()) info.error = job->error();
+    job->describe(info);
     result.push_back(std::move(info));
   }
   co_return result;
@@ -225,6 +308,8 @@ BackupSettings backup_settings(Services& services, const qapi::BlockdevBackup& a
 void add_job_commands(CommandTable& commands) {
   namespace command = qapi::command;
   commands.add<command::block_stream, block_stream>();
+  commands.add<command::block_commit, block_commit>();
+  commands.add<command::blockdev_mirror, blockdev_mirror>();
   commands.add<command::blockdev_backup, blockdev_backup>();
   commands.add(command::blockdev_create::name, blockdev_create);
   commands.add<command::query_jobs, query_jobs>();

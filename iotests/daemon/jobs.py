@@ -1,4 +1,4 @@
-"""stream, backup and create jobs of vise-storage-daemon: contents, states, events, errors."""
+"""stream, backup, commit, mirror and create jobs of vise-storage-daemon: contents, states, events, errors."""
 from qmp import Daemon
 from vise_iotest import CODECS, KIB, MIB, case, cases, main, mixed_data
 
@@ -99,6 +99,65 @@ def a_backup_is_a_copy(t, way, sync):
     t.equal(compressed_clusters(t, "copy.qcow2") > 0, way != "plain")
 
 
+@cases(way=FORMATS, top=["mid", "top"])
+def images_are_committed(t, way, top):
+    make_chain(t, way)
+    daemon = Daemon(t)
+    qmp = daemon.qmp
+    qmp.execute("blockdev-add", node("base", **{"read-only": True}))
+    base = "base"
+    if way != "plain":
+        qmp.execute("blockdev-add", driver="compress", node_name="cmp", file="base",
+                    read_only=True)
+        base = "cmp"
+    qmp.execute("blockdev-add", node("mid", backing=base, **{"read-only": True}))
+    qmp.execute("blockdev-add", node("top", backing="mid"))
+    qmp.execute("block-commit", job_id="job", device="top", top_node=top, base_node=base)
+    if top == "top":
+        qmp.wait_event("BLOCK_JOB_READY", device="job")
+        qmp.execute("job-complete", id="job")
+    qmp.wait_job("job")
+    nodes = {entry["node-name"]: entry for entry in qmp.execute("query-named-block-nodes")}
+    if top == "mid":
+        # Below a filter that has no plain name of its own.
+        t.check("mid.qcow2" not in nodes["top"]["backing_file"], nodes["top"])
+        t.check(nodes["base"]["ro"], "the base is read-only again")
+    daemon.quit()
+    t.sound("base.qcow2")
+    t.reads_as("top.qcow2" if top == "mid" else "base.qcow2", "disk.raw")
+    if top == "mid":
+        info = t.qemu_img("info", "--output=json", "-U", "top.qcow2").json
+        t.equal(info["backing-filename"], "base.qcow2")
+
+
+@cases(way=FORMATS, mode=["background", "write-blocking"])
+def a_mirror_takes_the_place_of_its_source(t, way, mode):
+    make_chain(t, way)
+    codec = "zlib" if way == "plain" else way
+    t.vise_img("create", "-f", "qcow2", "-o", f"compression_type={codec}", "copy.qcow2", SIZE)
+    daemon = Daemon(t)
+    qmp = daemon.qmp
+    qmp.execute("blockdev-add", node("top"))
+    qmp.execute("blockdev-add", node("copy"))
+    target = "copy"
+    if way != "plain":
+        qmp.execute("blockdev-add", driver="compress", node_name="cmp", file="copy")
+        target = "cmp"
+    qmp.execute("blockdev-mirror", job_id="job", device="top", target=target, sync="full",
+                copy_mode=mode)
+    qmp.wait_event("BLOCK_JOB_READY", device="job")
+    info = qmp.execute("query-block-jobs")[0]
+    t.equal((info["ready"], info["actively-synced"]), (True, mode == "write-blocking"))
+    t.check("busy" in qmp.fails("blockdev-backup", job_id="other", device="top",
+                                target="copy", sync="full"), "one job at a time")
+    qmp.execute("job-complete", id="job")
+    qmp.wait_job("job")
+    daemon.quit()
+    t.reads_as("copy.qcow2", "disk.raw")
+    t.sound("copy.qcow2")
+    t.equal(compressed_clusters(t, "copy.qcow2") > 0, way != "plain")
+
+
 def sequence(events, job):
     """The job's states, and its BLOCK_JOB_ events in capitals."""
     words = []
@@ -142,6 +201,8 @@ def run_steps(t, binary, start, steps):
     return sequence(seen, "job")
 
 
+MIRROR = ("blockdev-mirror", {"job-id": "job", "device": "src", "target": "dst", "sync": "full"})
+COMMIT = ("block-commit", {"job-id": "job", "device": "src"})
 STREAM = ("block-stream", {"job-id": "job", "device": "src"})
 SLOW = ("block-stream", {"job-id": "job", "device": "src", "speed": 1})
 BACKUP = ("blockdev-backup", {"job-id": "job", "device": "src", "target": "dst", "sync": "full"})
@@ -155,6 +216,10 @@ BY_HAND = {"auto-finalize": False, "auto-dismiss": False}
     ("softly cancelled", SLOW, [("running", "block-job-cancel", {"device": "job"})]),
     ("by hand", (BACKUP[0], {**BACKUP[1], **BY_HAND}),
      [("pending", "job-finalize", {"id": "job"}), ("concluded", "job-dismiss", {"id": "job"})]),
+    ("mirror completed", MIRROR, [("ready", "job-complete", {"id": "job"})]),
+    ("mirror left as a copy", MIRROR, [("ready", "block-job-cancel", {"device": "job"})]),
+    ("mirror cancelled", MIRROR, [("ready", "job-cancel", {"id": "job"})]),
+    ("active commit", COMMIT, [("ready", "job-complete", {"id": "job"})]),
     ("cancelled while pending", (STREAM[0], {**STREAM[1], **BY_HAND}),
      [("pending", "job-cancel", {"id": "job"}), ("concluded", "job-dismiss", {"id": "job"})]),
 ])
