@@ -26,8 +26,8 @@ namespace {
 
 constexpr std::array built_in_drivers = {
     &blkdebug_driver,    &blkverify_driver, &copy_on_read_driver, &file_driver,
-    &host_device_driver, &null_aio_driver,  &null_co_driver,      &preallocate_driver,
-    &qcow2_driver,       &raw_driver,       &throttle_driver,
+    &host_device_driver, &nbd_driver,       &null_aio_driver,     &null_co_driver,
+    &preallocate_driver, &qcow2_driver,     &raw_driver,          &throttle_driver,
 #ifndef VISE_PLUGINS
     &compress_driver,
 #endif

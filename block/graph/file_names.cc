@@ -10,6 +10,7 @@
 #include <span>
 
 #include "graph/internals.h"
+#include "graph/nbd_names.h"
 #include "util/json.h"
 #include "util/keyval.h"
 #include "vise/driver_table.h"
@@ -27,6 +28,7 @@ struct RuntimeOptions {
 };
 constexpr std::string_view file_runtime[] = {"aio", "locking"};
 constexpr std::string_view null_runtime[] = {"latency-ns"};
+constexpr std::string_view nbd_runtime[] = {"reconnect-delay", "open-timeout"};
 constexpr std::string_view blkdebug_prefix = "blkdebug";
 constexpr std::string_view qcow2_runtime[] = {
     "lazy-refcounts",      "overlap-check",        "l2-cache-size",
@@ -34,9 +36,9 @@ constexpr std::string_view qcow2_runtime[] = {
     "l2-cache-entry-size", "pass-discard-request", "pass-discard-snapshot",
     "pass-discard-other",  "discard-no-unref"};
 constexpr std::array runtime_options = {
-    RuntimeOptions{"file", file_runtime}, RuntimeOptions{"host_device", file_runtime},
-    RuntimeOptions{"null-co", null_runtime}, RuntimeOptions{"null-aio", null_runtime},
-    RuntimeOptions{"qcow2", qcow2_runtime}};
+    RuntimeOptions{"file", file_runtime},     RuntimeOptions{"host_device", file_runtime},
+    RuntimeOptions{"nbd", nbd_runtime},       RuntimeOptions{"null-co", null_runtime},
+    RuntimeOptions{"null-aio", null_runtime}, RuntimeOptions{"qcow2", qcow2_runtime}};
 constexpr std::string_view generic_options[] = {
     "node-name", "read-only", "auto-read-only", "force-share", "discard", "detect-zeroes", "cache"};
 
@@ -113,6 +115,7 @@ std::string plain_name(const Node& node) {
     if (!has_name_form(file->node().type())) return {};
     return plain_name(file->node());
   }
+  if (node.type().name == "nbd") return nbd_name_of_options(std::move(options));
   const auto filename = options.take("filename");
   if (!options.empty()) return {};
   if (!filename) return fmt::format("{}://", node.type().name);
@@ -184,6 +187,7 @@ Value::Dict protocol_options(std::string_view name, DriverTable& drivers) {
   if (prefix == blkdebug_prefix) return blkdebug_options(name, drivers);
   if (prefix == "file") return plain_file_options(name.substr(prefix.size() + 1));
   const std::string_view protocol = prefix.substr(0, prefix.find('+'));
+  if (protocol == "nbd") return nbd_options_of_name(name);
   const DriverType* type = drivers.find(protocol);
   if (type == nullptr || type->kind != DriverKind::protocol) {
     throw Error(EINVAL, fmt::format("Unknown protocol '{}'", prefix));

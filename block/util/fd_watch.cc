@@ -26,10 +26,14 @@ struct FdWatch::Source {
   GIOCondition condition;
   gpointer tag;
   void* waiter;  // a coroutine, or null
+  FdWatch* watch;
 
   static gboolean dispatch(GSource* base, GSourceFunc, gpointer) noexcept {
     auto* self = reinterpret_cast<Source*>(base);
     if (self->waiter == nullptr) return G_SOURCE_CONTINUE;
+    const unsigned found = g_source_query_unix_fd(base, self->tag);
+    self->watch->readable_ = (found & (G_IO_IN | G_IO_ERR | G_IO_HUP)) != 0;
+    self->watch->writable_ = (found & (G_IO_OUT | G_IO_ERR | G_IO_HUP)) != 0;
     self->forget_fd();
     std::coroutine_handle<>::from_address(std::exchange(self->waiter, nullptr)).resume();
     return G_SOURCE_CONTINUE;
@@ -41,9 +45,10 @@ FdWatch::FdWatch(int fd, Until until) {
   static GSourceFuncs functions = {nullptr, nullptr, Source::dispatch, nullptr, nullptr, nullptr};
   source_ = reinterpret_cast<Source*>(g_source_new(&functions, sizeof(Source)));
   source_->fd = fd;
-  source_->condition = until == Until::readable ? G_IO_IN : G_IO_OUT;
   source_->tag = nullptr;
   source_->waiter = nullptr;
+  source_->watch = this;
+  set(until);
   // Else GLib takes the descriptor out of its poll set and puts it back around each dispatch.
   g_source_set_can_recurse(&source_->base, TRUE);
   g_source_attach(&source_->base, current_context());
@@ -55,6 +60,12 @@ FdWatch::~FdWatch() {
   g_source_unref(&source_->base);
 }
 
+void FdWatch::set(Until until) {
+  source_->condition = until == Until::readable   ? G_IO_IN
+                       : until == Until::writable ? G_IO_OUT
+                                                  : static_cast<GIOCondition>(G_IO_IN | G_IO_OUT);
+}
+
 void FdWatch::arm(std::coroutine_handle<> waiter) {
   assert(source_->waiter == nullptr && "one waiter at a time");
   source_->waiter = waiter.address();
@@ -64,7 +75,12 @@ void FdWatch::arm(std::coroutine_handle<> waiter) {
 
 void FdWatch::cancel() {
   cancelled_ = true;
+  interrupt();
+}
+
+void FdWatch::interrupt() {
   if (source_->waiter == nullptr) return;
+  readable_ = writable_ = false;
   source_->forget_fd();
   EventLoop::current().schedule(
       std::coroutine_handle<>::from_address(std::exchange(source_->waiter, nullptr)));

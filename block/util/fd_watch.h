@@ -12,7 +12,7 @@ namespace vise {
 /// Waits for a file descriptor on the current event loop, one waiter at a time.
 class FdWatch {
  public:
-  enum class Until { readable, writable };
+  enum class Until { readable, writable, either };
 
   /// `fd` is borrowed and must stay open until the watch is gone.
   FdWatch(int fd, Until until);
@@ -28,6 +28,14 @@ class FdWatch {
   /// co_await watch.wait(): until ready, or there is an error or hang-up to be read, or cancelled.
   Awaiter wait() { return Awaiter{*this}; }
 
+  /// What the next waits are for.
+  void set(Until until);
+  /// What the last wait has found; both for an error, neither if it was interrupted.
+  bool readable() const { return readable_; }
+  bool writable() const { return writable_; }
+
+  /// Ends the wait, if there is one, as if for nothing. The waiter goes on through the loop.
+  void interrupt();
   /// Ends the wait, and all later ones at once. The waiter goes on through the loop.
   void cancel();
   bool cancelled() const { return cancelled_; }
@@ -38,6 +46,8 @@ class FdWatch {
 
   Source* source_;  // a GSource
   bool cancelled_ = false;
+  bool readable_ = false;
+  bool writable_ = false;
 };
 
 /// Calls a function on the current event loop, again and again until stopped.

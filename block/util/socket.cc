@@ -7,6 +7,7 @@
 #include <netinet/tcp.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/time.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -32,6 +33,12 @@ FileDescriptor new_socket(int family) {
 void set_flag(int fd, int level, int option) {
   const int on = 1;
   ::setsockopt(fd, level, option, &on, sizeof on);  // where it does not apply, it is not needed
+}
+
+// 0: none.
+void set_send_limit(int fd, time_t seconds) {
+  const timeval limit{.tv_sec = seconds, .tv_usec = 0};
+  ::setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
 }
 
 bool is_inet(int fd) {
@@ -151,10 +158,12 @@ FileDescriptor connect_to(const SocketAddress& address) {
   int failure = EADDRNOTAVAIL;
   const auto attempt = [&](int family, const sockaddr* to, socklen_t length) {
     FileDescriptor fd = new_socket(family);
+    set_send_limit(fd.get(), 20);  // of connecting, too
     if (::connect(fd.get(), to, length) != 0) {
-      failure = errno;
+      failure = errno == EINPROGRESS || errno == EAGAIN ? ETIMEDOUT : errno;
       return FileDescriptor();
     }
+    set_send_limit(fd.get(), 0);
     if (is_inet(fd.get())) set_flag(fd.get(), IPPROTO_TCP, TCP_NODELAY);
     return fd;
   };

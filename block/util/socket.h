@@ -31,7 +31,7 @@ struct SocketAddress {
 /// name has. A socket file nobody listens on is replaced; Error(EADDRINUSE) if somebody does.
 std::vector<FileDescriptor> listen_on(const SocketAddress& address);
 
-/// A connected socket, blocking; of several addresses the first that answers.
+/// A connected socket, blocking; of several addresses the first that answers within 20 seconds.
 FileDescriptor connect_to(const SocketAddress& address);
 
 /// The next connection of a listening socket, nonblocking, close-on-exec and, with TCP, without

@@ -163,6 +163,24 @@ TEST_F(FdWatchTest, ACancelledWaitEndsAndLaterOnesDoNotStart) {
   EXPECT_EQ(ended, 2);
 }
 
+TEST_F(FdWatchTest, AWaitForEitherTellsWhichItWas) {
+  FdWatch watch(pair_[0], FdWatch::Until::either);
+  int ended = 0;
+  loop_.run(wait(watch, ended));
+  EXPECT_TRUE(watch.writable());
+  EXPECT_FALSE(watch.readable());
+  watch.set(FdWatch::Until::readable);
+  TaskScope scope;
+  scope.spawn(wait(watch, ended));
+  watch.interrupt();
+  loop_.run(scope.join());
+  EXPECT_FALSE(watch.readable() || watch.writable() || watch.cancelled());
+  ASSERT_EQ(::send(pair_[1], "x", 1, 0), 1);
+  loop_.run(wait(watch, ended));
+  EXPECT_TRUE(watch.readable());
+  EXPECT_EQ(ended, 3);
+}
+
 Task<void> wait_for(AsyncEvent& event) { co_await event.wait(); }
 
 TEST(Timer, RepeatsUntilItIsStopped) {
