@@ -33,6 +33,9 @@ struct DecodeResult {
   bool ok = false;
   /// The stored cluster carries a checksum of its content.
   bool had_checksum = false;
+  /// ok: bytes of `stored` that hold the cluster, its checksum included; the rest is slop. May be
+  /// more than needed where the stream is not one that we write.
+  std::size_t stored_length = 0;
 };
 
 /// Decodes `stored`, which may end in slop, into exactly all of `cluster`. Not ok if the bytes are

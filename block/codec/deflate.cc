@@ -209,9 +209,13 @@ DecodeResult decode(Bytes stored, std::span<std::byte> cluster) {
   const Decoded decoded = decode_stream(stored, cluster);
   if (!decoded.ok) return {};
   const std::size_t trailer = find_trailer(stored, decoded);
-  if (trailer == stored.size()) return {.ok = true, .had_checksum = false};
+  if (trailer == stored.size()) {
+    const std::size_t length = decoded.complete ? decoded.consumed : stored.size();
+    return {.ok = true, .had_checksum = false, .stored_length = length};
+  }
   const auto expected = load_le<std::uint32_t>(stored.data() + trailer + trailer_mark.size());
-  return {.ok = expected == checksum(cluster), .had_checksum = true};
+  const bool agrees = expected == checksum(cluster);
+  return {.ok = agrees, .had_checksum = true, .stored_length = trailer + trailer_size};
 }
 
 // libdeflate decodes all or nothing. Of 64 KiB of programs it does that in 77 µs; zlib takes 166,

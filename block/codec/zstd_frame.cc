@@ -92,6 +92,7 @@ std::size_t compress(int level, std::span<const std::byte> cluster, std::span<st
 
 DecodeResult decode(std::span<const std::byte> stored, std::span<std::byte> cluster) {
   ZSTD_DCtx& context = thread_decompressor();
+  const std::size_t given = stored.size();
   bool all_checked = true;
   // Behind the frame that fills the cluster may be anything, so the library gets each frame alone.
   while (!cluster.empty()) {
@@ -108,7 +109,7 @@ DecodeResult decode(std::span<const std::byte> stored, std::span<std::byte> clus
     }
     stored = stored.subspan(frame_size);
   }
-  return {.ok = true, .had_checksum = all_checked};
+  return {.ok = true, .had_checksum = all_checked, .stored_length = given - stored.size()};
 }
 
 // zstd decodes block by block, of up to 128 KiB: in a cluster of one block there is nothing to win.

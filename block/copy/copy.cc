@@ -12,6 +12,7 @@
 
 #include "codec/codec.h"
 #include "copy/plan.h"
+#include "copy/slot_holder.h"
 #include "copy/source.h"
 #include "vise/buffer.h"
 #include "vise/context.h"
@@ -36,6 +37,24 @@ Task<void> CopyControl::checkpoint() {
   if (cancelled_) throw Error::system_error(ECANCELED);
 }
 
+Task<void> CopyControl::pace(std::uint64_t bytes, const Clock& clock) {
+  if (bytes == 0) co_return;
+  const auto now = clock.now ? clock.now() : RateLimit::Clock::now();
+  auto wait = rate_.reserve(now, bytes);
+  // In short steps, so that cancelling does not wait for them.
+  constexpr std::chrono::nanoseconds step = std::chrono::milliseconds(100);
+  while (wait.count() > 0) {
+    const auto nap = std::min(wait, step);
+    if (clock.sleep) {
+      co_await clock.sleep(nap);
+    } else {
+      co_await EventLoop::current().sleep(nap);
+    }
+    wait -= nap;
+    co_await checkpoint();
+  }
+}
+
 namespace {
 
 constexpr std::uint64_t usual_chunk = std::uint64_t{2} << 20;
@@ -43,17 +62,6 @@ constexpr std::uint64_t memory_limit = std::uint64_t{32} << 20;  // of all chunk
 constexpr std::uint64_t sector_size = 512;
 constexpr std::uint64_t salvage_step = 64 << 10;               // taken for data where nobody knows
 constexpr std::uint64_t status_step = std::uint64_t{1} << 30;  // asked for at once
-
-// Frees a slot when a chunk ends, however it ends.
-class SlotHolder {
- public:
-  explicit SlotHolder(AsyncSemaphore& slots) : slots_(slots) {}
-  SlotHolder(const SlotHolder&) = delete;
-  ~SlotHolder() { slots_.release(); }
-
- private:
-  AsyncSemaphore& slots_;
-};
 
 class Copier {
  public:
@@ -79,7 +87,6 @@ class Copier {
   Task<Chunk> next_chunk(GuestOffset start);
   Task<CopyPiece> status_at(std::uint64_t offset);
   Task<CopyPiece> status_of(GuestRange range);
-  Task<void> wait_for_rate(std::uint64_t bytes);
   Task<void> find_out_if_target_is_zero();
 
   Task<void> process(Chunk chunk, std::uint64_t number);
@@ -192,7 +199,9 @@ Task<void> Copier::walk() {
     if (request_.control != nullptr) co_await request_.control->checkpoint();
     Chunk chunk = co_await next_chunk(GuestOffset(position));
     position += chunk.range.length;
-    co_await wait_for_rate(chunk.data_length());
+    if (request_.control != nullptr) {
+      co_await request_.control->pace(chunk.data_length(), request_.clock);
+    }
     co_await slots_.acquire();
     if (stopped_) {
       slots_.release();
@@ -251,24 +260,6 @@ Task<Copier::Chunk> Copier::next_chunk(GuestOffset start) {
   chunk.range = {start, end - from};
   chunk.pieces = round_out_data(pieces, granularity_);
   co_return chunk;
-}
-
-Task<void> Copier::wait_for_rate(std::uint64_t bytes) {
-  if (request_.control == nullptr || bytes == 0) co_return;
-  const auto now = request_.now ? request_.now() : RateLimit::Clock::now();
-  auto wait = request_.control->rate().reserve(now, bytes);
-  // In short steps, so that cancelling does not wait for them.
-  constexpr std::chrono::nanoseconds step = std::chrono::milliseconds(100);
-  while (wait.count() > 0) {
-    const auto nap = std::min(wait, step);
-    if (request_.sleep) {
-      co_await request_.sleep(nap);
-    } else {
-      co_await EventLoop::current().sleep(nap);
-    }
-    wait -= nap;
-    co_await request_.control->checkpoint();
-  }
 }
 
 Task<void> Copier::process(Chunk chunk, std::uint64_t number) {

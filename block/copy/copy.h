@@ -33,6 +33,13 @@ class CopyControl {
   RateLimit& rate() { return rate_; }
   /// Returns at once unless paused; throws Error(ECANCELED) if cancelled by then.
   Task<void> checkpoint();
+  /// Books `bytes` of data with the rate limit and waits until they may be moved; ends like
+  /// checkpoint(). Of an empty clock the real one and the event loop's timers are used.
+  struct Clock {
+    std::function<RateLimit::Clock::time_point()> now;
+    std::function<Task<void>(std::chrono::nanoseconds)> sleep;
+  };
+  Task<void> pace(std::uint64_t bytes, const Clock& clock);
 
  private:
   bool paused_ = false;
@@ -76,9 +83,7 @@ struct CopyRequest {
   /// Called for each sector of the sources (offset in all of them together) that cannot be read and
   /// is taken for zeros then. Empty: what cannot be read ends the copy.
   std::function<void(std::uint64_t offset, const Error& error)> on_unreadable;
-  // The clock of the rate limit; empty: the real one and the event loop's timers.
-  std::function<RateLimit::Clock::time_point()> now;
-  std::function<Task<void>(std::chrono::nanoseconds)> sleep;
+  CopyControl::Clock clock;  // of the rate limit
 };
 
 /// Copies the sources to the same offsets of the target, which is not flushed. Errors of reading

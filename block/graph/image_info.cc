@@ -13,9 +13,6 @@
 
 namespace vise {
 
-namespace {
-
-// What the file system has given to the files of an image; its backing image not included.
 std::optional<std::uint64_t> allocated_bytes(const Node& node) {
   if (node.type().kind == DriverKind::protocol) {
     struct stat status = {};
@@ -34,6 +31,8 @@ std::optional<std::uint64_t> allocated_bytes(const Node& node) {
   }
   return sum;
 }
+
+namespace {
 
 bool is_remote_or_json(const std::string& name) {
   return name.starts_with(json_prefix) || !protocol_prefix(name).empty();

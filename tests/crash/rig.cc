@@ -124,16 +124,23 @@ Task<std::string> Rig::use_image(Model& model, Clock& clock, WorkloadOptions opt
   OpenRequest request;
   request.options = open_options(true);
   std::unique_ptr<Child> root = co_await graph_.open_root(std::move(request));
-  if (config_.on_open) {
-    Node* node = &root->node();
-    while (node->filtered_child() != nullptr) node = &node->filtered_child()->node();
-    config_.on_open(node->driver());
-  }
+  Node* node = &root->node();
+  while (node->filtered_child() != nullptr) node = &node->filtered_child()->node();
+  if (config_.on_open) config_.on_open(node->driver());
   std::string problem;
   {
     Workload workload(*root, model, clock, std::move(options));
+    TaskScope beside;
+    bool ended = false;
+    if (config_.beside) beside.spawn(config_.beside(graph_, *node, ended));
     co_await workload.run();
+    ended = true;
     problem = workload.problem();
+    try {
+      co_await beside.join();
+    } catch (const Error& error) {
+      if (problem.empty() && !errors_expected) problem = fmt::format("beside: {}", error.what());
+    }
   }
   try {
     co_await root->detach();

@@ -27,6 +27,8 @@ struct Config {
   std::uint32_t disk_alignment = 1;
   bool forget_flushes = false;                // see Disk::Options
   std::function<void(Driver&)> on_open = {};  // called with the driver of the format
+  /// Work on the format's node beside the guest, until that has ended and a bit longer.
+  std::function<Task<void>(Graph&, Node&, const bool& guest_ended)> beside = {};
 };
 
 /// From the environment:

@@ -349,8 +349,10 @@ TEST_F(CopyTest, TheRateIsKeptOnAverage) {
   CopyRequest copying =
       request(attach(memory_options(source_disk_)), attach(memory_options(target_disk_)));
   copying.control = &control;
-  copying.now = [&clock] { return clock.now; };
-  copying.sleep = [&clock](std::chrono::nanoseconds d) { return FakeClock::sleep(&clock, d); };
+  copying.clock.now = [&clock] { return clock.now; };
+  copying.clock.sleep = [&clock](std::chrono::nanoseconds d) {
+    return FakeClock::sleep(&clock, d);
+  };
   run(copy(std::move(copying)));
   // Ten chunks of a second each; the first one starts at once.
   EXPECT_EQ(clock.now - RateLimit::Clock::time_point(1h), 9s);

@@ -50,6 +50,7 @@ enum : int {
   flush_interval,
   no_drain,
   data,
+  compact,
 };
 }
 

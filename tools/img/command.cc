@@ -12,9 +12,10 @@ namespace vise::tools {
 
 std::span<const Subcommand* const> subcommands() {
   static constexpr const Subcommand* table[] = {
-      &amend_command,   &bench_command,   &bitmap_command, &check_command,  &commit_command,
-      &compare_command, &convert_command, &create_command, &dd_command,     &info_command,
-      &map_command,     &measure_command, &rebase_command, &resize_command, &snapshot_command,
+      &amend_command,   &bench_command,   &bitmap_command,   &check_command,
+      &commit_command,  &compare_command, &compress_command, &convert_command,
+      &create_command,  &dd_command,      &info_command,     &map_command,
+      &measure_command, &rebase_command,  &resize_command,   &snapshot_command,
   };
   return table;
 }

@@ -28,6 +28,7 @@ extern const Subcommand bitmap_command;
 extern const Subcommand check_command;
 extern const Subcommand commit_command;
 extern const Subcommand compare_command;
+extern const Subcommand compress_command;
 extern const Subcommand convert_command;
 extern const Subcommand create_command;
 extern const Subcommand dd_command;

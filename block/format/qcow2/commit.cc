@@ -77,7 +77,8 @@ Task<void> Qcow2::commit() {
   require_running();
   co_await file_->event(Event::flush_to_os);
   const std::uint64_t covered = commits_wanted_;
-  if (mapping_.is_dirty()) {
+  // After a failed flush, entries may be on their way to the disk that free something.
+  if (mapping_.is_dirty() || space_.has_pending()) {
     co_await commit_now();
   } else {
     co_await file_->event(Event::flush_to_disk);

@@ -64,4 +64,10 @@ void HoleMap::forget_cluster(std::uint64_t cluster) {
   }
 }
 
+void HoleMap::forget_from(std::uint64_t cluster) {
+  for (auto hole = by_place_.lower_bound(cluster << cluster_bits_); hole != by_place_.end();) {
+    erase(hole++);
+  }
+}
+
 }  // namespace vise::qcow2

@@ -24,6 +24,8 @@ class HoleMap {
   std::optional<HostOffset> take(std::uint64_t length);
   /// The host cluster is free as a whole, or nothing is known of it any more.
   void forget_cluster(std::uint64_t cluster);
+  /// The same for all host clusters from `cluster` on.
+  void forget_from(std::uint64_t cluster);
 
   void clear() {
     by_place_.clear();

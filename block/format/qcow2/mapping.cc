@@ -180,8 +180,22 @@ Task<void> Mapping::make_writable(std::uint64_t first, std::uint64_t count) {
 // are copied as they are: their clusters are shared as before). It reaches the disk before the L1
 // entry that names it; the count of the old table drops after that.
 Task<void> Mapping::make_table(std::uint64_t l1_index) {
-  const HostOffset old_table = table_of(l1_index);
   const HostRange fresh = co_await space_.allocate_clusters(1);
+  co_await copy_table(l1_index, fresh);
+}
+
+Task<bool> Mapping::move_table(std::uint64_t l1_index) {
+  const HostRange fresh = co_await space_.allocate_clusters(1);
+  if (fresh.start >= table_of(l1_index)) {
+    space_.free_unlinked(fresh);
+    co_return false;
+  }
+  co_await copy_table(l1_index, fresh);
+  co_return true;
+}
+
+Task<void> Mapping::copy_table(std::uint64_t l1_index, HostRange fresh) {
+  const HostOffset old_table = table_of(l1_index);
   const std::uint64_t slice_size = cache_.slice_size();
   std::exception_ptr failure;
   try {

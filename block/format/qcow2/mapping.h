@@ -56,6 +56,10 @@ class Mapping {
   Task<void> make_writable(std::uint64_t first, std::uint64_t count);
   bool has_table(std::uint64_t cluster) const;
 
+  /// Drained: copies an L2 table that is ours alone to a free cluster before its own. False, with
+  /// nothing changed, if there is none.
+  Task<bool> move_table(std::uint64_t l1_index);
+
   /// Replaces entries; their tables must be writable. What the old ones pointed to is freed later,
   /// unless the new entry keeps it.
   Task<void> set(std::uint64_t first, std::span<const Descriptor> descriptors,
@@ -92,6 +96,7 @@ class Mapping {
   void guard_tables();
   Task<void> load_slice(std::uint64_t cluster);
   Task<void> make_table(std::uint64_t l1_index);
+  Task<void> copy_table(std::uint64_t l1_index, HostRange fresh);
 
   Header& header_;
   const Geometry& geometry_;

@@ -8,6 +8,7 @@
 
 #include <fmt/format.h>
 
+#include "format/qcow2/move_plan.h"
 #include "format/qcow2/snapshot_table.h"
 #include "util/driver_options.h"
 #include "vise/context.h"

@@ -5,6 +5,7 @@
 //   read, write, write_compressed, zero, resize, preallocate   the data paths
 //   snapshot, l1_tree, rewrite   operations on whole L1 tables and the header
 //   overlap, integrity                 nothing is written over metadata; corrupt images
+//   compress_in_place, move_plan, move_clusters, move_tables   making the file smaller
 //   commit                             the order in which metadata reaches the disk
 //   bitmaps, bitmap_directory, bitmap_data   persistent dirty bitmaps
 #pragma once
@@ -32,6 +33,7 @@
 #include "vise/driver.h"
 #include "vise/graph.h"
 #include "vise/image_operations.h"
+#include "vise/in_place.h"
 #include "vise/sync.h"
 
 namespace vise::qcow2 {
@@ -50,6 +52,7 @@ struct Settings {
   MetadataSet overlap_checks;
 };
 
+class MovePlan;
 class References;
 struct SnapshotTable;
 
@@ -59,7 +62,8 @@ class Qcow2 : public Driver,
               public HasSnapshots,
               public HasBackingFile,
               public Amendable,
-              public Completable {
+              public Completable,
+              public CompressibleInPlace {
  public:
   static Task<std::unique_ptr<Driver>> open(OpenContext& context);
   ~Qcow2() override;
@@ -94,6 +98,15 @@ class Qcow2 : public Driver,
   std::span<const CreateOption> amend_options() const override;
   Task<void> amend(AmendRequest request) override;
   void complete() override { is_complete_ = true; }
+  Task<void> begin_compressing() override;
+  Task<GuestRange> find_uncompressed(GuestRange range, std::uint64_t most) override;
+  Task<std::uint64_t> compress_range(GuestRange range, int level) override;
+  Task<bool> plan_moves() override;
+  Task<GuestRange> find_movable(GuestRange range, std::uint64_t most) override;
+  Task<std::uint64_t> move_range(GuestRange range) override;
+  Task<void> move_tables() override;
+  GuestOffset end_of_moves() const override;
+  Task<void> release_free_space() override;
 
   const Header& header() const { return header_; }
   /// For the crash tests alone: takes out a rule to see that they notice.
@@ -165,12 +178,32 @@ class Qcow2 : public Driver,
 
   // write_compressed.cc
   struct StoredCluster;  // stored_cluster.h
-  class CompressJob;
+  class CompressJob;     // compress_job.h
   Task<void> write_compressed(GuestOffset offset, ConstIoVec data, int level);
   Task<void> store(std::uint64_t first, std::span<StoredCluster> clusters,
                    TicketQueue::Ticket& ticket);
   Task<void> place(std::uint64_t first, std::span<StoredCluster> clusters,
                    Packer::Receipt& receipt);
+
+  // compress_in_place.cc
+  bool is_uncompressed(const Descriptor& descriptor) const;
+  template <class F>
+  Task<GuestRange> find_clusters(GuestRange range, std::uint64_t most, F chosen);
+  Task<void> drop_unused_space(std::uint64_t first, std::span<const Descriptor> old,
+                               TicketQueue::Ticket& ticket);
+  Task<void> finish_freeing();
+  Task<std::uint64_t> free_run(std::uint64_t first, std::uint64_t end);
+
+  // move_plan.cc, move_clusters.cc, move_tables.cc
+  Task<void> count_active_references(MovePlan& plan);
+  Task<Buffer> read_stored(Descriptor cluster);
+  Task<void> load_movable(std::span<const Descriptor> old, std::span<Buffer> bytes);
+  Task<void> move_l2_tables(std::uint64_t boundary);
+  Task<void> move_refcount_blocks(std::uint64_t boundary);
+  Task<void> move_refcount_table(std::uint64_t boundary);
+  Task<void> move_l1_table(std::uint64_t boundary);
+  Task<void> move_bitmaps(std::uint64_t boundary);
+  Task<HostRange> take_run_below(std::uint64_t boundary, std::uint64_t count);
 
   // zero.cc
   enum class Clearing { zero, zero_unmap, discard, discard_fully };
@@ -181,6 +214,7 @@ class Qcow2 : public Driver,
   // resize.cc
   Task<void> grow(std::uint64_t size, Preallocation preallocation);
   Task<void> grow_l1(std::uint64_t entries);
+  Task<void> switch_l1(std::uint64_t entries, HostRange space);
   Task<void> zero_tail(std::uint64_t from, std::uint64_t backing_end);
   Task<void> shrink(std::uint64_t size);
   Task<void> zero_cut_off(GuestRange range);
@@ -277,8 +311,9 @@ class Qcow2 : public Driver,
   TaskScope decoding_ahead_;
   std::optional<bool> preallocated_;  // see looks_preallocated()
   std::vector<StoredBitmap> stored_bitmaps_;
-  bool bitmaps_loaded_ = false;  // the node's persistent bitmaps are those of the image
-  bool bitmaps_lost_ = false;    // their directory is damaged
+  bool bitmaps_loaded_ = false;          // the node's persistent bitmaps are those of the image
+  bool bitmaps_lost_ = false;            // their directory is damaged
+  std::unique_ptr<MovePlan> move_plan_;  // null: none was made yet
 
   // Protects the sequence of a commit; taken with nothing else held but range locks and flights.
   AsyncMutex commit_mutex_;

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cassert>
 #include <cerrno>
+#include <cstring>
 
 #include <fmt/format.h>
 
@@ -324,26 +325,86 @@ Task<void> Refcounts::grow_table(std::uint64_t cluster) {
   co_await file_.event(Event::refblock_alloc_write_table);
   co_await file_.write(plan.offset, ConstIoVec(plan.image.span()));
   co_await file_.flush();
-  const auto fields = [](HostOffset offset, std::uint32_t clusters) {
-    Buffer table(12);
-    BigEndianWriter out(table.span());
-    out.u64(offset.bytes());
-    out.u32(clusters);
-    return table;
-  };
-  const Buffer before = fields(header_.refcount_table_offset, header_.refcount_table_clusters);
-  const Buffer after = fields(plan.offset, plan.clusters);
-  co_await file_.event(Event::refblock_alloc_switch_table);
-  co_await replace_stable(file_, HostOffset(field_offset::refcount_table), before.span(),
-                          after.span(), stopped_);
-
-  abandoned_.push_back(header_.refcount_table());
-  header_.refcount_table_offset = plan.offset;
-  header_.refcount_table_clusters = plan.clusters;
+  const HostRange old = header_.refcount_table();
+  co_await switch_table(plan.offset, plan.clusters);
+  abandoned_.push_back(old);
   // Blocks added meanwhile are in table_ and still unhooked: they enter the new table next commit.
   table_.resize(plan.clusters * header_.cluster_size() / 8);
   for (const NewBlock& block : plan.blocks) table_[block.index] = block.offset.bytes();
   guard_blocks();
+}
+
+// The header names the table at `offset`, which is stable, from now on.
+Task<void> Refcounts::switch_table(HostOffset offset, std::uint32_t clusters) {
+  const auto fields = [](HostOffset table, std::uint32_t length) {
+    Buffer bytes(12);
+    BigEndianWriter out(bytes.span());
+    out.u64(table.bytes());
+    out.u32(length);
+    return bytes;
+  };
+  const Buffer before = fields(header_.refcount_table_offset, header_.refcount_table_clusters);
+  const Buffer after = fields(offset, clusters);
+  co_await file_.event(Event::refblock_alloc_switch_table);
+  co_await replace_stable(file_, HostOffset(field_offset::refcount_table), before.span(),
+                          after.span(), stopped_);
+  header_.refcount_table_offset = offset;
+  header_.refcount_table_clusters = clusters;
+}
+
+Task<void> Refcounts::move_table(HostOffset to) {
+  assert(!is_dirty());
+  Buffer image = Buffer::zeroed(header_.refcount_table().length);
+  for (std::size_t i = 0; i < table_.size(); ++i) store_be(image.data() + i * 8, table_[i]);
+  co_await file_.write(to, ConstIoVec(image.span()));
+  co_await file_.flush();
+  co_await switch_table(to, header_.refcount_table_clusters);
+}
+
+Task<bool> Refcounts::drop_block(std::uint64_t index) {
+  assert(!is_dirty());
+  const HostOffset block(table_[index]);
+  const std::uint64_t first = index * entries_per_block();
+  for (std::uint64_t i = 0; i < entries_per_block(); ++i) {
+    const std::uint64_t count = co_await get(first + i);
+    if (count != 0 && first + i != block.bytes() >> header_.cluster_bits) co_return false;
+  }
+  Buffer before(8);
+  store_be(before.data(), table_[index]);
+  const Buffer after = Buffer::zeroed(8);
+  co_await replace_stable(file_, header_.refcount_table_offset + index * 8, before.span(),
+                          after.span(), stopped_);
+  guard_.remove(Metadata::refcount_block, block);
+  table_[index] = 0;
+  cache_.forget({block, header_.cluster_size()});
+  co_return true;
+}
+
+Task<void> Refcounts::move_block(std::uint64_t index, HostOffset to) {
+  assert(!is_dirty());
+  const HostOffset from(table_[index]);
+  for (std::uint64_t at = 0; at < header_.cluster_size(); at += cache_.slice_size()) {
+    TableCache::Ref old = co_await cache_.get(from + at);
+    TableCache::Ref fresh = cache_.insert_zeroed(to + at);
+    std::memcpy(fresh.data(), old.data(), cache_.slice_size());
+    cache_.mark_dirty(fresh);
+  }
+  guard_.remove(Metadata::refcount_block, from);
+  guard_.add(Metadata::refcount_block, to);
+  table_[index] = to.bytes();
+  unhooked_.push_back({index, to});
+}
+
+Task<void> Refcounts::copy_counts(ClusterCounts& counts) {
+  const std::uint64_t per_block = entries_per_block();
+  for (std::uint64_t index = 0; index < table_.size(); ++index) {
+    if (table_[index] == 0) continue;
+    const std::uint64_t first = index * per_block;
+    for (std::uint64_t c = first; c < std::min(first + per_block, counts.size()); ++c) {
+      const std::uint64_t count = co_await get(c);
+      if (count != 0) counts.set(c, count);
+    }
+  }
 }
 
 Refcounts::GrownTable Refcounts::plan_growth(std::uint64_t cluster) const {

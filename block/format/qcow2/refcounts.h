@@ -3,11 +3,13 @@
 // decrements are made only after the pointer's removal is stable (commit.cc, space.cc).
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <span>
 #include <vector>
 
+#include "format/qcow2/cluster_counts.h"
 #include "format/qcow2/header.h"
 #include "format/qcow2/overlap.h"
 #include "format/qcow2/table_cache.h"
@@ -67,6 +69,24 @@ class Refcounts {
 
   /// The cluster where take_free() goes on searching.
   std::uint64_t scan_position() const { return scan_; }
+  /// It goes on from there if it is further.
+  void rewind_scan(std::uint64_t cluster) {
+    scan_ = std::max<std::uint64_t>(1, std::min(scan_, cluster));
+  }
+
+  /// Copies the counts of clusters below counts.size().
+  Task<void> copy_counts(ClusterCounts& counts);
+
+  // For an image that shrinks; drained, with nothing dirty before and, but for move_block(), after.
+  /// Takes a block that counts nothing but perhaps itself out of the table. False, with nothing
+  /// changed, if it counts more.
+  Task<bool> drop_block(std::uint64_t index);
+  /// Copies a block to a cluster that counts as used on disk; write_blocks() and hook_blocks() make
+  /// that the block. The old one is the caller's to free then.
+  Task<void> move_block(std::uint64_t index, HostOffset to);
+  /// Copies the table to `to`, which counts as used on disk, and has the header name that. The old
+  /// one is the caller's to free.
+  Task<void> move_table(HostOffset to);
 
   /// Commit, first part: makes new refcount blocks stable and then known to the table on disk (not
   /// yet stable). Returns whether anything was written.
@@ -110,6 +130,7 @@ class Refcounts {
   };
   Task<void> grow_table(std::uint64_t cluster);
   GrownTable plan_growth(std::uint64_t cluster) const;
+  Task<void> switch_table(HostOffset offset, std::uint32_t clusters);
 
   Header& header_;
   Child& file_;

@@ -111,10 +111,15 @@ Task<void> Qcow2::grow_l1(std::uint64_t entries) {
   TicketQueue::Ticket ticket = tickets_.take();
   co_await ticket.turn();
   co_await commit();  // so that the old table on disk is what is in memory
-  const HostRange old_table = header_.l1_table();
   const std::uint64_t clusters = divide_up(entries * 8, geometry_.cluster_size);
   co_await file_->event(Event::l1_grow_alloc_table);
   const HostRange space = co_await space_.allocate_contiguous(clusters);
+  co_await switch_l1(entries, space);
+}
+
+// From now on the active L1 table lies in `space`; what the old one says is on disk.
+Task<void> Qcow2::switch_l1(std::uint64_t entries, HostRange space) {
+  const HostRange old_table = header_.l1_table();
   std::vector<std::uint64_t>& l1 = mapping_.l1();
   Buffer bytes = Buffer::zeroed(space.length);
   for (std::size_t i = 0; i < l1.size(); ++i) store_be(bytes.data() + i * 8, l1[i]);
@@ -187,9 +192,11 @@ Task<void> Qcow2::shrink(std::uint64_t size) {
   co_await cut_free_end();
 }
 
-// Gives back the free clusters at the end of the file. Their counts are stable.
+// Gives back the free clusters at the end of the file. Their counts are stable. Nobody allocates
+// meanwhile, but clusters behind the end of the file may be in use, their data still on its way.
 Task<void> Qcow2::cut_free_end() {
-  std::uint64_t end = divide_up(file_->size(), geometry_.cluster_size);
+  std::uint64_t end =
+      std::max(divide_up(file_->size(), geometry_.cluster_size), refcounts_.scan_position());
   while (end > 1) {
     const std::uint64_t count = co_await refcounts_.get(end - 1);
     if (count != 0) break;

@@ -43,6 +43,13 @@ class RunSet {
     if (value + 1 < end) runs_.emplace(value + 1, end);
   }
 
+  /// Removes all values from `first` on.
+  void cut(std::uint64_t first) {
+    auto run = runs_.lower_bound(first);
+    if (run != runs_.begin() && std::prev(run)->second > first) std::prev(run)->second = first;
+    runs_.erase(run, runs_.end());
+  }
+
   /// Removes and returns the run with the smallest numbers: [first, end). Not empty.
   std::pair<std::uint64_t, std::uint64_t> take_first() {
     const auto run = *runs_.begin();

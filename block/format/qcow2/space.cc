@@ -50,6 +50,7 @@ Task<HostRange> Space::allocate_clusters(std::uint64_t most) {
 }
 
 Task<HostRange> Space::allocate_contiguous(std::uint64_t count) {
+  if (count == 1) co_return co_await allocate_clusters(1);  // wherever there is one
   HostRange range{HostOffset(0), 0};
   const std::uint64_t wanted = count << geometry_.cluster_bits;
   while (range.length < wanted) {
@@ -264,6 +265,17 @@ void Space::became_free(std::uint64_t cluster) {
       {HostOffset(cluster << geometry_.cluster_bits), geometry_.cluster_size});
   // Those from the scan position on are found by the scan.
   if (cluster < refcounts_.scan_position()) free_clusters_.add(cluster);
+}
+
+void Space::stop_packing_from(std::uint64_t cluster) {
+  if (cursor_ && cluster_of(*cursor_) >= cluster) cursor_.reset();
+  holes_.forget_from(cluster);
+  session_clusters_.cut(cluster);
+}
+
+void Space::forget_free_from(std::uint64_t cluster) {
+  free_clusters_.cut(cluster);
+  refcounts_.rewind_scan(cluster);
 }
 
 void Space::forget_packing() {

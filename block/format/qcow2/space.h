@@ -76,6 +76,10 @@ class Space {
   /// Snapshots have begun or ceased to share clusters: what was known of the use of single bytes
   /// holds no more.
   void forget_packing();
+  /// No more compressed bytes go to clusters from this one on, as far as they are in use now.
+  void stop_packing_from(std::uint64_t cluster);
+  /// Clusters from this one on are looked for anew: the file has become shorter.
+  void forget_free_from(std::uint64_t cluster);
 
   /// Compressed bytes were wanted that no known hole had room for.
   bool lacks_holes() const { return lacks_holes_; }
@@ -90,6 +94,7 @@ class Space {
 
   /// Bytes that a commit would make usable again.
   std::uint64_t pending_bytes() const;
+  bool has_pending() const { return !pending_.empty(); }
   bool is_reclaim_due() const;
 
   bool discards_on_request = false;    // pass-discard-request

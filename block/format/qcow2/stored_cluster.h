@@ -1,6 +1,7 @@
 // What a compressed write makes of each guest cluster, on its way to the file.
 #pragma once
 
+#include <cstdint>
 #include <span>
 
 #include "format/qcow2/qcow2.h"
@@ -9,10 +10,13 @@ namespace vise::qcow2 {
 
 /// What becomes of one guest cluster.
 struct Qcow2::StoredCluster {
-  enum class Kind { compressed, normal, zero, unchanged };
+  /// moved: the host cluster as it is, to be found elsewhere.
+  enum class Kind { compressed, normal, moved, zero, unchanged };
   Kind kind = Kind::normal;
   std::span<const std::byte> bytes;  // what goes to the host; empty for zero and unchanged
   HostOffset host;                   // once it has space
+  HostOffset below{UINT64_MAX};      // stays unchanged if there is no space before this
+  Descriptor old;                    // moved: its entry
   bool placed = false;
 };
 

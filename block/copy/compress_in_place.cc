@@ -1,0 +1,182 @@
+#include "copy/compress_in_place.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <utility>
+
+#include "codec/codec.h"
+#include "copy/slot_holder.h"
+#include "graph/exclusive.h"
+#include "vise/error.h"
+#include "vise/graph.h"
+#include "vise/in_place.h"
+#include "vise/util/checked.h"
+
+namespace vise {
+
+namespace {
+
+constexpr std::uint64_t usual_chunk = std::uint64_t{1} << 20;
+constexpr std::uint64_t memory_limit = std::uint64_t{32} << 20;  // of all chunks together
+// Each round of moves ends when the one before has not helped; this bounds them while others write.
+constexpr int most_rounds = 8;
+
+class InPlaceCompressor {
+ public:
+  InPlaceCompressor(InPlaceRequest request, CompressibleInPlace& driver)
+      : request_(std::move(request)),
+        image_(*request_.image),
+        driver_(driver),
+        chunk_size_(std::max(usual_chunk, image_.limits().cluster_size)),
+        // Data, and as much again for what it is compressed to.
+        slots_(std::clamp<std::uint64_t>(memory_limit / (2 * chunk_size_), 1,
+                                         std::max(1u, request_.options.chunks_in_flight))) {}
+
+  Task<void> run();
+  const InPlaceProgress& progress() const { return progress_; }
+
+ private:
+  enum class Step { compress, move };
+  using DriverStep = Task<void> (CompressibleInPlace::*)();
+
+  Task<void> drained(DriverStep step);
+  Task<void> walk(Step step, GuestOffset end);
+  Task<void> spawn_chunks(Step step, GuestOffset end);
+  Task<GuestRange> next_chunk(Step step, GuestRange rest);
+  Task<void> process(Step step, GuestRange range);
+  Task<void> work_on(Step step, GuestRange range);
+  void report(double fraction);
+  Task<void> checkpoint() {
+    if (request_.control != nullptr) co_await request_.control->checkpoint();
+  }
+
+  InPlaceRequest request_;
+  Child& image_;
+  CompressibleInPlace& driver_;
+  std::uint64_t chunk_size_;
+  AsyncSemaphore slots_;
+  TaskScope chunks_;
+  InPlaceProgress progress_;
+  bool stopped_ = false;
+  // The part of the bar that a walk fills.
+  double bar_start_ = 0;
+  double bar_length_ = 1;
+};
+
+Task<void> InPlaceCompressor::run() {
+  bar_length_ = request_.options.compact ? 0.8 : 1.0;
+  co_await drained(&CompressibleInPlace::begin_compressing);
+  co_await walk(Step::compress, GuestOffset(image_.size()));
+  for (int round = 0; request_.options.compact && round < most_rounds; ++round) {
+    co_await checkpoint();
+    const bool more = co_await driver_.plan_moves();
+    if (!more) break;
+    bar_start_ += bar_length_;
+    bar_length_ = (1 - bar_start_) / 2;
+    co_await walk(Step::move, driver_.end_of_moves());
+    co_await drained(&CompressibleInPlace::move_tables);
+    co_await driver_.release_free_space();
+  }
+  co_await checkpoint();
+  co_await driver_.release_free_space();
+  co_await image_.flush();
+}
+
+Task<void> InPlaceCompressor::drained(DriverStep step) {
+  const std::shared_ptr<Node> node = image_.shared_node();
+  co_await node->drain_begin();
+  std::exception_ptr failure;
+  try {
+    co_await (driver_.*step)();
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  node->drain_end();
+  if (failure) std::rethrow_exception(failure);
+}
+
+Task<void> InPlaceCompressor::walk(Step step, GuestOffset end) {
+  std::exception_ptr failure;
+  try {
+    co_await spawn_chunks(step, end);
+  } catch (...) {
+    failure = std::current_exception();
+    stopped_ = true;
+  }
+  co_await chunks_.join();  // the error of a chunk is the earlier one
+  if (failure) std::rethrow_exception(failure);
+}
+
+Task<void> InPlaceCompressor::spawn_chunks(Step step, GuestOffset end) {
+  GuestOffset position(0);
+  while (position < end && !stopped_) {
+    co_await checkpoint();
+    const GuestRange chunk = co_await next_chunk(step, {position, end - position});
+    report(static_cast<double>(chunk.start.bytes()) / static_cast<double>(end.bytes()));
+    if (chunk.empty()) co_return;
+    if (request_.control != nullptr) co_await request_.control->pace(chunk.length, request_.clock);
+    co_await slots_.acquire();
+    if (stopped_) {
+      slots_.release();
+      co_return;
+    }
+    chunks_.spawn(process(step, chunk));
+    position = chunk.end();
+  }
+}
+
+Task<GuestRange> InPlaceCompressor::next_chunk(Step step, GuestRange rest) {
+  if (step == Step::move) co_return co_await driver_.find_movable(rest, chunk_size_);
+  co_return co_await driver_.find_uncompressed(rest, chunk_size_);
+}
+
+Task<void> InPlaceCompressor::process(Step step, GuestRange range) {
+  const SlotHolder slot(slots_);
+  const std::function<Task<void>()> work = [this, step, range] { return work_on(step, range); };
+  const char* const what = step == Step::move ? "moving" : "compressing";
+  try {
+    co_await run_exclusively(image_, range, work)
+        .context(fmt::format("error while {} at byte {}", what, range.start.bytes()));
+  } catch (...) {
+    stopped_ = true;
+    throw;
+  }
+}
+
+Task<void> InPlaceCompressor::work_on(Step step, GuestRange range) {
+  if (step == Step::move) {
+    const std::uint64_t moved = co_await driver_.move_range(range);
+    progress_.moved += moved;
+    co_return;
+  }
+  // The disk may have become smaller since the chunk was found.
+  if (range.start.bytes() >= image_.size()) co_return;
+  const std::uint64_t compressed = co_await driver_.compress_range(range, request_.options.level);
+  progress_.compressed += compressed;
+}
+
+void InPlaceCompressor::report(double fraction) {
+  progress_.fraction = bar_start_ + bar_length_ * fraction;
+  if (request_.on_progress) request_.on_progress(progress_);
+}
+
+}  // namespace
+
+Task<InPlaceProgress> compress_in_place(InPlaceRequest request) {
+  Node& node = request.image->node();
+  auto* driver = dynamic_cast<CompressibleInPlace*>(&node.driver());
+  if (driver == nullptr) {
+    throw Error(ENOTSUP, fmt::format("Images of format '{}' cannot be compressed in place",
+                                     node.type().name));
+  }
+  codec::check_level(request.image->limits().codec, request.options.level);
+  InPlaceCompressor compressor(std::move(request), *driver);
+  co_await compressor.run();
+  InPlaceProgress progress = compressor.progress();
+  progress.fraction = 1;
+  co_return progress;
+}
+
+}  // namespace vise
