@@ -185,8 +185,9 @@ Task<void> fill(Child& file, std::uint64_t size, Preallocation preallocation) {
 
 Task<void> create(CreateRequest& request) {
   const Preallocation preallocation = preallocation_of(request);
+  // What others have open must not shrink to nothing below them.
   const Permissions wanted{PermissionSet(Permission::write) | Permission::resize,
-                           Permissions::all()};
+                           Permissions::all().without(Permission::resize)};
   std::unique_ptr<Child> file = co_await request.graph.attach(nullptr, std::string("create"),
                                                               EdgeRole::root, request.file, wanted);
   std::exception_ptr failure;

@@ -85,8 +85,13 @@ Permissions default_permissions(const Child& edge, Permissions parents) {
 
 Permissions Graph::Internals::child_needs(const Child& edge, Permissions parents) {
   const Node& parent = *edge.parent_;
-  Permissions needs = parent.driver_ != nullptr ? parent.driver_->child_permissions(edge, parents)
-                                                : default_permissions(edge, parents);
+  Permissions needs = parents;
+  if (parent.driver_ != nullptr) {
+    needs = parent.driver_->child_permissions(edge, parents);
+  } else if (parent.type().name != "raw") {
+    // While a driver is being opened it cannot say. Raw has no metadata to keep others from.
+    needs = default_permissions(edge, parents);
+  }
   if (parent.options_.force_share) needs.shares = Permissions::all();
   return needs;
 }

@@ -1,5 +1,7 @@
 # groups: rw auto
 """Two processes on one image: ours against ours and against QEMU, both ways."""
+import shlex
+
 from vise_iotest import *
 
 PAIRS = [("vise-io", "vise"), ("vise-io", "qemu"), ("qemu-io", "vise")]
@@ -53,6 +55,44 @@ def force_share_reads_a_held_image(t):
     t.fails_clearly(t.vise_img("check", "-r", "all", "-U", "a.qcow2", code=1))
     t.vise_io("-U", "-f", "qcow2", "a.qcow2", commands=["read 0 512"], code=1)
     first.end()
+
+
+READING = ["info IMAGE", "info -U IMAGE", "check IMAGE", "check -U IMAGE", "map IMAGE", "map -U IMAGE",
+           "measure IMAGE", "measure -U IMAGE", "compare IMAGE IMAGE", "compare -U IMAGE IMAGE",
+           "convert IMAGE out", "convert -U IMAGE out", "dd if=IMAGE of=out", "dd -U if=IMAGE of=out",
+           "bench -c 5 IMAGE", "bench -U -c 5 IMAGE", "create -f qcow2 -b IMAGE -F FORMAT new",
+           "check -r all -U IMAGE", "bench -w -U -c 5 IMAGE"]
+WRITING = ["snapshot -c x IMAGE", "rebase -u -b '' IMAGE", "bitmap --add IMAGE b",
+           "amend -o lazy_refcounts=on IMAGE", "bench -w -c 5 IMAGE", "create -f raw IMAGE 1M",
+           "resize IMAGE 2M"]
+
+
+@cases(format=["qcow2", "raw"], holder=["qemu-io", "vise-io"], mode=["", "-r", "-r -U"])
+def an_image_in_use_is_let_in_and_kept_out_as_by_qemu_img(t, format, holder, mode):
+    """Raw images claim nothing: others may read and write them. Images of a format do."""
+    installed("qemu-img")
+    t.vise_img("create", "-q", "-f", format, "image", "1M")
+    held = t.hold(holder, "-f", format, *mode.split(), "image")
+    wrong = []
+    for line in READING + (WRITING if not (mode or format == "raw") else ["create -f raw IMAGE 1M"]):
+        if mode and line.startswith("create -f raw"):
+            continue  # qemu-img cuts off what others read, we do not
+        name, *words = shlex.split(line.replace("IMAGE", "image").replace("FORMAT", format))
+        form = {"compare": ["-f", format, "-F", format], "create": [], "snapshot": []}.get(name, ["-f", format])
+        codes = [program(name, *form, *words, code=None).code for program in (t.qemu_img, t.vise_img)]
+        if codes[0] != codes[1]:
+            wrong.append(f"{line}: {codes[1]}, not {codes[0]}")
+    t.equal(held.end(), 0, "exit status of the holder")
+    t.check(not wrong, "\n".join(wrong))
+
+
+@case
+def what_others_read_is_not_made_anew_under_them(t):
+    t.write("image", b"x" * MIB)
+    held = t.hold("vise-io", "-r", "-f", "raw", "image")
+    t.fails_clearly(t.vise_img("create", "-f", "qcow2", "image", "1M", code=1), "lock")
+    t.equal(t.read("image"), b"x" * MIB, "the image")
+    held.end()
 
 
 @case

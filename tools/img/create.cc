@@ -66,6 +66,7 @@ Task<std::uint64_t> backing_size(ImageSession& session, std::string filename, st
   const bool has_prefix = backing.starts_with(json_prefix) || !protocol_prefix(backing).empty();
   image.filename = has_prefix ? backing : resolve_relative(filename, backing);
   image.format = format.value_or("");
+  image.force_share = true;  // only its size is asked for, so it may be in use
   Child* root = co_await session.open(std::move(image));
   const std::uint64_t size = root->size();
   const std::string detected(root->node().type().name);
