@@ -93,10 +93,11 @@ INSTANTIATE_TEST_SUITE_P(
         Refused{"driver=raw", "Parameter 'file' is missing"},
         Refused{"filename=x", "Parameter 'driver' is missing"},
         Refused{"drivr=file,filename=x", "Parameter 'drivr' is unexpected: did you mean 'driver'?"},
-        Refused{"driver=qcow",
-                "Parameter 'driver' does not accept value 'qcow', only file, host_device, null-co, "
-                "null-aio, raw, qcow2, compress, blkdebug, blkverify, copy-on-read, preallocate, "
-                "throttle; did you mean 'qcow2'?"},
+        Refused{
+            "driver=qcow",
+            "Parameter 'driver' does not accept value 'qcow', only file, host_device, null-co, "
+            "null-aio, nbd, raw, qcow2, compress, blkdebug, blkverify, copy-on-read, preallocate, "
+            "throttle; did you mean 'qcow2'?"},
         Refused{"driver=file,filename=x,locking=maybe",
                 "Parameter 'locking' does not accept value 'maybe', only auto, on, off"},
         Refused{"driver=null-co,size=4z",
