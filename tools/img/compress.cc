@@ -7,9 +7,7 @@
 #include "graph/image_info.h"
 #include "qapi/qapi-types.h"
 #include "tools/common/key_order.h"
-#include "tools/common/objects.h"
-#include "tools/common/open.h"
-#include "tools/common/progress.h"
+#include "tools/common/shared_options.h"
 #include "tools/common/sizes.h"
 #include "tools/img/command.h"
 #include "util/json.h"
@@ -20,19 +18,19 @@ namespace vise::tools {
 namespace {
 
 constexpr OptionSpec options[] = {
-    {'p', "progress", nullptr, "show progress"},
-    {'q', "quiet", nullptr, "print nothing but errors"},
+    shared::progress,
+    shared::quiet,
     {'r', "rate", "RATE", "read at most so many bytes per second"},
     {key::level, "level", "LEVEL",
      "of compression: 1 (fast) to 12 (zlib) or 19 (zstd), or fastest"},
     {key::compact, "compact", nullptr, "move clusters together, so that the file gets shorter"},
     {'m', "parallel", "NUMBER", "requests at a time, 1 to 16; 8 if not given"},
-    {key::output, "output", "human|json", "how to print"},
-    {'f', "format", "FORMAT", "the image's format; else it is found out"},
-    {key::image_opts, "image-opts", nullptr, "FILE is an option string, key=value,…"},
-    {'t', "cache", "CACHE", "cache mode; writeback if not given"},
-    {key::object, "object", "OBJECT", "an object that nodes refer to: TYPE,id=ID,…"},
-    {'h', "help", nullptr, "this help"},
+    shared::output,
+    shared::format,
+    shared::image_opts,
+    shared::cache,
+    shared::object,
+    shared::help,
 };
 
 struct Request {
