@@ -7,9 +7,11 @@
 //   64 KiB    44 MiB/s    +3.6 / -0.3 % 240     -2.7 / -5.0 % 180     -7.0 / -9.0 % 115
 //   16 KiB    50 MiB/s           +3.1 % 260            -0.2 % 190            -3.5 % 134
 //   4 KiB     50 MiB/s           +5.0 % 217            +2.4 % 161     +0.3 / +0.3 % 125
-// Of clusters under 16 KiB the trailer alone is up to 0.6 %; level 6 makes up for half of it, and
-// what would do better is as slow as QEMU. zlib with a window of 32 KiB at 64 KiB clusters: level 3
-// -1.0 % 95 MiB/s, 4 -3.1 % 92, 6 -5.9 % 43; at 16 KiB clusters level 4 -0.1 %.
+// Of clusters under 16 KiB the trailer alone is up to 0.6 %; level 6 makes up for it at 8 KiB
+// (-0.7 %, 132), at 4 KiB level 7 does (another sample: level 6 +0.11 % 122, level 7 -0.01 % 100,
+// QEMU 55). Below that nothing as fast as QEMU does (2 KiB, level 8: +0.14 % 125, QEMU 37). zlib
+// with a window of 32 KiB at 64 KiB clusters: level 3 -1.0 % 95 MiB/s, 4 -3.1 % 92, 6 -5.9 % 43; at
+// 16 KiB clusters level 4 -0.1 %.
 #include "codec/deflate.h"
 
 #include <xxhash.h>
@@ -27,6 +29,11 @@
 #ifdef VISE_HAVE_LIBDEFLATE
 #include <libdeflate.h>
 #endif
+#ifdef VISE_HAVE_ISAL
+#include <isa-l/igzip_lib.h>
+
+#include <new>
+#endif
 
 namespace vise::codec::deflate {
 namespace {
@@ -37,9 +44,12 @@ std::uint32_t checksum(Bytes cluster) {
   return static_cast<std::uint32_t>(XXH64(cluster.data(), cluster.size(), 0));
 }
 
-// The default level of small clusters, with either library.
-constexpr std::size_t small_cluster = 16384;  // bytes; below it
-constexpr int small_cluster_level = 6;
+// With either library.
+constexpr int default_level_of(std::size_t cluster_size, int usual) {
+  if (cluster_size < 4096) return 8;
+  if (cluster_size < 8192) return 7;
+  return cluster_size < 16384 ? 6 : usual;
+}
 
 [[noreturn]] void out_of_memory() { throw Error::system_error(ENOMEM, "deflate"); }
 
@@ -106,6 +116,42 @@ std::size_t encode_stream(int level, Bytes cluster, std::span<std::byte> stored)
   stream.avail_out = static_cast<uInt>(stored.size());
   if (::deflate(&stream, Z_FINISH) != Z_STREAM_END) return 0;
   return stored.size() - stream.avail_out;
+}
+
+#endif
+
+#ifdef VISE_HAVE_ISAL
+
+/// What a level of the library needs besides the stream.
+struct IsalBuffer {
+  std::unique_ptr<std::uint8_t[]> bytes{new (std::nothrow) std::uint8_t[ISAL_DEF_LVL1_DEFAULT]};
+  IsalBuffer() {
+    if (!bytes) out_of_memory();
+  }
+};
+
+std::size_t encode_fastest(Bytes cluster, std::span<std::byte> stored) {
+  thread_local IsalBuffer buffer;
+  isal_zstream stream;
+  isal_deflate_stateless_init(&stream);
+  stream.level = 1;
+  stream.level_buf = buffer.bytes.get();
+  stream.level_buf_size = ISAL_DEF_LVL1_DEFAULT;
+  stream.end_of_stream = 1;
+  stream.flush = NO_FLUSH;
+  stream.gzip_flag = IGZIP_DEFLATE;
+  stream.next_in = const_cast<Bytef*>(in(cluster.data()));
+  stream.avail_in = static_cast<std::uint32_t>(cluster.size());
+  stream.next_out = out(stored.data());
+  stream.avail_out = static_cast<std::uint32_t>(stored.size());
+  if (isal_deflate_stateless(&stream) != COMP_OK || stream.avail_in != 0) return 0;
+  return stored.size() - stream.avail_out;
+}
+
+#else
+
+std::size_t encode_fastest(Bytes cluster, std::span<std::byte> stored) {
+  return encode_stream(1, cluster, stored);
 }
 
 #endif
@@ -194,11 +240,11 @@ std::size_t find_trailer(Bytes stored, const Decoded& decoded) {
 std::size_t compress(int level, Bytes cluster, std::span<std::byte> stored) {
   if (stored.size() <= trailer_size) return 0;
   if (level == default_level) {
-    level = cluster.size() < small_cluster ? small_cluster_level : default_native_level;
+    level = default_level_of(cluster.size(), default_native_level);
   }
-  if (level == fastest) level = 1;
+  const std::span<std::byte> room = stored.first(stored.size() - trailer_size);
   const std::size_t length =
-      encode_stream(level, cluster, stored.first(stored.size() - trailer_size));
+      level == fastest ? encode_fastest(cluster, room) : encode_stream(level, cluster, room);
   if (length == 0) return 0;
   std::memcpy(stored.data() + length, trailer_mark.data(), trailer_mark.size());
   store_le(stored.data() + length + trailer_mark.size(), checksum(cluster));
