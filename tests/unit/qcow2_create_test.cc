@@ -70,7 +70,7 @@ const BadOptions bad_options[] = {
     {"FormatWithoutBacking", {{"backing_fmt", "raw"}}, EINVAL, "backing_fmt"},
     {"Encryption", {{"encryption", "on"}}, ENOTSUP, "encrypt"},
     {"EncryptFormat", {{"encrypt.format", "luks"}}, ENOTSUP, "encrypt"},
-    {"DataFile", {{"data_file", "d"}}, ENOTSUP, "data_file"},
+    {"EmptyDataFile", {{"data_file", ""}}, EINVAL, "data_file is empty"},
 };
 INSTANTIATE_TEST_SUITE_P(Qcow2, CreateRefuses, testing::ValuesIn(bad_options),
                          [](const auto& c) { return c.param.name; });

@@ -244,6 +244,11 @@ Task<int> convert(ImageSession& session, const Request& request, LongWork& work)
   const bool new_file = target && target->types.protocol->name == "file";
   if (target) co_await make_target(session, request, std::move(*target), size, work);
   Child* root = co_await session.open(request.target);
+  if (request.copy.compressed && root->node().child("data-file") != nullptr) {
+    throw Error(ENOTSUP, fmt::format("{}: An image with an external data file (data_file) cannot "
+                                     "hold compressed clusters",
+                                     request.target.filename));
+  }
   if (request.copy.compressed && !root->limits().can_compress) {
     throw Error(ENOTSUP, fmt::format("{}: Format '{}' knows no compression",
                                      request.target.filename, root->node().type().name));

@@ -1,14 +1,20 @@
 #include "format/qcow2/create.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cerrno>
 #include <exception>
+#include <filesystem>
+#include <system_error>
 #include <utility>
 #include <vector>
 
 #include "format/qcow2/create_layout.h"
 #include "vise/buffer.h"
 #include "vise/child.h"
+#include "vise/context.h"
+#include "vise/driver_table.h"
 #include "vise/error.h"
 #include "vise/graph.h"
 #include "vise/util/checked.h"
@@ -45,14 +51,23 @@ NewImage plan(const CreateRequest& request) {
   return image;
 }
 
+Preallocation for_file(Preallocation preallocation) {
+  return preallocation == Preallocation::metadata ? Preallocation::off : preallocation;
+}
+
+Permissions owner() {
+  Permissions permissions;
+  permissions.uses = PermissionSet(Permission::consistent_read) | Permission::write |
+                     Permission::write_unchanged | Permission::resize;
+  return permissions;
+}
+
 // Leaves a file of the right length that reads as zeros wherever nothing is written later, the
 // header of a marked image excepted.
 Task<void> clear(Child& file, const NewImage& image) {
   TruncateOptions sized;
   sized.exact = false;
-  if (image.preallocation == Preallocation::falloc || image.preallocation == Preallocation::full) {
-    sized.preallocation = image.preallocation;
-  }
+  if (!image.header.has_data_file()) sized.preallocation = for_file(image.preallocation);
   // A device keeps its length and its content.
   const std::uint64_t emptied = image.is_marked() ? image.first_cluster.size() : 0;
   if (file.size() <= emptied) {
@@ -104,15 +119,37 @@ Task<void> write_image(Child& file, const NewImage& image) {
   co_await file.flush();
 }
 
-}  // namespace
+// The data file, empty but for its size. Its name is one of a file, whatever it looks like.
+Task<void> size_data_file(Graph& graph, const NewImage& image) {
+  OpenRequest open;
+  open.options.set("driver", "file");
+  open.options.set("filename", image.header.data_file_name);
+  std::unique_ptr<Child> file = co_await graph.open_root(std::move(open));
+  std::exception_ptr failure;
+  try {
+    TruncateOptions sized;
+    sized.exact = false;
+    co_await file->truncate(0, sized);
+    sized.preallocation = for_file(image.preallocation);
+    co_await file->truncate(image.header.virtual_size, sized);
+    co_await file->flush();
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  co_await file->detach();
+  if (failure) std::rethrow_exception(failure);
+}
 
-Task<void> create(CreateRequest& request) {
-  const NewImage image = plan(request);
-  Permissions permissions;
-  permissions.uses = PermissionSet(Permission::consistent_read) | Permission::write |
-                     Permission::write_unchanged | Permission::resize;
+Task<void> create_data_file(Graph& graph, const NewImage& image) {
+  const DriverType& type = graph.context().drivers().get("file");
+  CreateRequest request{graph, image.header.data_file_name, 0, Value::Dict(), nullptr};
+  co_await type.create(request);
+  co_await size_data_file(graph, image);
+}
+
+Task<void> create_image_file(CreateRequest& request, const NewImage& image) {
   std::unique_ptr<Child> file =
-      co_await request.graph.attach(nullptr, "file", EdgeRole::root, request.file, permissions);
+      co_await request.graph.attach(nullptr, "file", EdgeRole::root, request.file, owner());
   std::exception_ptr failure;
   try {
     co_await write_image(*file, image);
@@ -121,6 +158,33 @@ Task<void> create(CreateRequest& request) {
   }
   co_await file->detach();
   if (failure) std::rethrow_exception(failure);
+}
+
+}  // namespace
+
+Task<void> create(CreateRequest& request) {
+  const NewImage image = plan(request);
+  if (!image.header.has_data_file()) {
+    co_await create_image_file(request, image);
+    co_return;
+  }
+  const std::filesystem::path data_file(image.header.data_file_name);
+  std::error_code ignored;
+  if (std::filesystem::equivalent(request.file->protocol_filename(), data_file, ignored)) {
+    throw Error(EINVAL, fmt::format("data_file names the image itself, '{}'", data_file.native()));
+  }
+  const bool existed = std::filesystem::exists(data_file, ignored);
+  std::exception_ptr failure;
+  try {
+    co_await create_data_file(request.graph, image)
+        .context(fmt::format("Data file '{}'", data_file.native()));
+    co_await create_image_file(request, image);
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  if (!failure) co_return;
+  if (!existed) std::filesystem::remove(data_file, ignored);
+  std::rethrow_exception(failure);
 }
 
 }  // namespace vise::qcow2

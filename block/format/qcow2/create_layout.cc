@@ -40,7 +40,8 @@ CreateLayout CreateLayout::make(Header& h, Kind kind) {
   CreateLayout layout;
   layout.l1_clusters = divide_up(std::uint64_t{h.l1_entries} * 8, h.cluster_size());
   if (kind == Kind::preallocated) {
-    layout.data_clusters = divide_up(h.virtual_size, h.cluster_size());
+    layout.mapped_clusters = divide_up(h.virtual_size, h.cluster_size());
+    if (!h.has_data_file()) layout.data_clusters = layout.mapped_clusters;
     layout.l2_tables = h.l1_entries;
   }
   size_refcounts(layout, h, 1 + layout.l1_clusters + layout.l2_tables + layout.data_clusters);
@@ -111,9 +112,10 @@ void fill_l1(const CreateLayout& layout, const Header& h, std::uint64_t first,
 void fill_l2(const CreateLayout& layout, const Header& h, std::uint64_t table,
              std::span<std::byte> bytes) {
   const std::uint64_t first = table * h.l2_entries();
-  const std::uint64_t used = std::min(h.l2_entries(), layout.data_clusters - first);
+  const std::uint64_t used = std::min(h.l2_entries(), layout.mapped_clusters - first);
+  const std::uint64_t data = h.has_data_file() ? 0 : layout.data;  // there, at the guest's offset
   for (std::uint64_t i = 0; i < used; ++i) {
-    store_be(&bytes[i * h.l2_entry_size()], (layout.data + first + i) << h.cluster_bits | copied);
+    store_be(&bytes[i * h.l2_entry_size()], (data + first + i) << h.cluster_bits | copied);
   }
 }
 

@@ -24,7 +24,8 @@ struct CreateLayout {
   std::uint64_t l2 = 0;
   std::uint64_t l2_tables = 0;
   std::uint64_t data = 0;
-  std::uint64_t data_clusters = 0;
+  std::uint64_t data_clusters = 0;    // in this file
+  std::uint64_t mapped_clusters = 0;  // named by the L2 tables, here or in the data file
   std::uint64_t clusters = 3;
 
   /// For `header`, which has everything but the places of the tables; sets those. `preallocated`:

@@ -21,7 +21,6 @@ constexpr std::uint64_t max_size = INT64_MAX / sector * sector;
 struct Conflicts {
   bool encryption = false;
   bool data_file = false;
-  bool data_file_raw = false;
 };
 
 // One option after the other out of a dictionary.
@@ -117,19 +116,16 @@ void check_combinations(const CreateOptions& o, const Conflicts& c) {
   if (o.backing_format.size() > max_backing_format) {
     fail(fmt::format("backing_fmt is longer than {} bytes", max_backing_format));
   }
-  if (c.data_file_raw && !c.data_file) fail("data_file_raw is given without data_file");
-  if (c.data_file_raw && !o.backing_file.empty()) {
+  if (o.data_file_raw && !c.data_file) fail("data_file_raw is given without data_file");
+  if (o.data_file_raw && !o.backing_file.empty()) {
     fail("data_file_raw and backing_file exclude each other");
   }
   if (c.encryption) {
     throw Error(ENOTSUP,
                 "Creating encrypted images is not supported (option encryption, encrypt.*)");
   }
-  if (c.data_file) {
-    throw Error(ENOTSUP,
-                "Creating images with an external data file is not supported (option "
-                "data_file)");
-  }
+  if (c.data_file && o.data_file.empty()) fail("data_file is empty");
+  if (o.data_file.find('\0') != std::string::npos) fail("data_file contains a NUL byte");
 }
 
 }  // namespace
@@ -154,11 +150,16 @@ CreateOptions CreateOptions::parse(const Value::Dict& options) {
   o.backing_file = in.string("backing_file");
   o.backing_format = in.string("backing_fmt");
   c.data_file = in.given("data_file");
-  c.data_file_raw = in.boolean("data_file_raw");
+  o.data_file = in.string("data_file");
+  o.data_file_raw = in.boolean("data_file_raw");
   o.lazy_refcounts = in.boolean("lazy_refcounts");
   o.refcount_order = read_refcount_order(in);
   in.finish();
   check_combinations(o, c);
+  // The metadata of a raw data file are complete at all times.
+  if (o.data_file_raw && o.preallocation == Preallocation::off) {
+    o.preallocation = Preallocation::metadata;
+  }
   return o;
 }
 
@@ -171,6 +172,11 @@ Header CreateOptions::header(std::uint64_t size) const {
   if (compression != Codec::deflate) h.incompatible_features |= incompatible::compression_type;
   if (extended_l2) h.incompatible_features |= incompatible::extended_l2;
   if (lazy_refcounts) h.compatible_features |= compatible::lazy_refcounts;
+  if (!data_file.empty()) {
+    h.incompatible_features |= incompatible::data_file;
+    h.data_file_name = data_file;
+  }
+  if (data_file_raw) h.autoclear_features |= autoclear::raw_data_file;
   h.backing_name = backing_file;
   h.backing_format = backing_format;
 

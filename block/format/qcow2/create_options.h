@@ -31,7 +31,7 @@ inline constexpr CreateOption create_options[] = {
     {"compat", CreateOption::Type::string, "Version of the format: v2 (0.10) or v3 (1.1)"},
     {"backing_file", CreateOption::Type::string, "File name of the backing image"},
     {"backing_fmt", CreateOption::Type::string, "Format of the backing image"},
-    {"data_file", CreateOption::Type::string, "File name of an external data file (not supported)"},
+    {"data_file", CreateOption::Type::string, "File name of an external data file"},
     {"data_file_raw", CreateOption::Type::boolean, "The data file stays a raw image"},
     {"lazy_refcounts", CreateOption::Type::boolean, "Postpone refcount updates", "off"},
     {"refcount_bits", CreateOption::Type::number, "Width of a reference count, 1 to 64 bits", "16"},
@@ -48,10 +48,12 @@ struct CreateOptions {
   Preallocation preallocation = Preallocation::off;
   std::string backing_file;    // empty: none
   std::string backing_format;  // empty: not stored
+  std::string data_file;       // empty: none
+  bool data_file_raw = false;
 
   /// `options` by name, values as typed or JSON; "size" is ignored. Throws Error(EINVAL) that names
   /// the option for unknown ones, bad values and those that contradict one another, ENOTSUP for
-  /// encryption and external data files.
+  /// encryption.
   static CreateOptions parse(const Value::Dict& options);
 
   /// The header of an image of `size` bytes (rounded up to 512) with everything set but the places

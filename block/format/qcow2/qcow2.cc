@@ -5,6 +5,10 @@
 #include <bit>
 #include <cassert>
 #include <cerrno>
+#include <chrono>
+#include <climits>
+#include <filesystem>
+#include <system_error>
 
 #include <fmt/format.h>
 
@@ -21,7 +25,8 @@ namespace {
 
 constexpr std::uint64_t first_read = 64u << 10;  // bytes; holds the header of most images
 
-constexpr std::uint64_t default_l2_slice_size = 16u << 10;  // bytes
+constexpr std::uint64_t default_l2_slice_size = 16u << 10;   // bytes
+constexpr std::uint64_t default_cache_clean_interval = 600;  // seconds
 // Fewer cached slices than one request touches would only make it read them again and again.
 constexpr std::uint64_t smallest_cache = 64u << 10;  // bytes
 
@@ -69,9 +74,6 @@ MetadataSet overlap_checks(const std::optional<qapi::Qcow2OverlapChecks>& option
 
 Settings read_settings(OpenContext& context) {
   const auto options = read_options<qapi::BlockdevOptionsQcow2>(context);
-  if (options.cache_clean_interval.value_or(0) != 0) {
-    throw Error(ENOTSUP, "option cache-clean-interval is not supported");
-  }
   const auto total = options.cache_size;
   const auto l2 = options.l2_cache_size;
   const auto counts = options.refcount_cache_size;
@@ -95,6 +97,12 @@ Settings read_settings(OpenContext& context) {
   settings.pass_discard_snapshot = options.pass_discard_snapshot.value_or(true);
   settings.pass_discard_other = options.pass_discard_other.value_or(false);
   settings.discard_no_unref = options.discard_no_unref.value_or(false);
+  settings.cache_clean_interval =
+      options.cache_clean_interval.value_or(default_cache_clean_interval);
+  if (settings.cache_clean_interval > UINT_MAX) {
+    throw Error(EINVAL, fmt::format("cache-clean-interval is {}, but at most {} seconds",
+                                    settings.cache_clean_interval, UINT_MAX));
+  }
   settings.overlap_checks = overlap_checks(options.overlap_check);
   return settings;
 }
@@ -174,6 +182,11 @@ Qcow2::Qcow2(Node& node, Header header, const Settings& settings, std::unique_pt
     decoded_.forget(range);
   };
   guard_.refuse = [this](Metadata kind, HostRange range) { return refuse_write(kind, range); };
+  if (settings.cache_clean_interval > 0) {
+    cleaner_ = std::make_unique<Periodic>(context_.loop(),
+                                          std::chrono::seconds(settings.cache_clean_interval),
+                                          [this] { drop_unused_tables(); });
+  }
   tickets_.on_change = [this] {
     if (!tickets_.next_is_appending()) packer_.send();
   };
@@ -222,11 +235,22 @@ Task<std::unique_ptr<Driver>> Qcow2::open(OpenContext& context) {
   co_return image;
 }
 
+// Unlike backing images, relative to the working directory, as QEMU has it: written out unless that
+// is where the image lies.
+std::string Qcow2::data_file_path() const {
+  if (header_.data_file_name.empty()) return {};
+  namespace fs = std::filesystem;
+  const fs::path folder = fs::absolute(file_->node().protocol_filename()).parent_path();
+  std::error_code unknown;
+  if (fs::equivalent(folder, fs::current_path(), unknown)) return header_.data_file_name;
+  return fs::absolute(header_.data_file_name);
+}
+
 Task<void> Qcow2::open_children(OpenContext& context) {
   const bool io = is_for_io(context.node_options().purpose);
   if (header_.has_data_file() && io) {
     OpenRequest request;
-    request.filename = header_.data_file_name;
+    request.filename = data_file_path();
     request.format = "file";
     std::unique_ptr<Child> child =
         co_await context.open_child("data-file", EdgeRole::data_file, std::move(request));
@@ -355,7 +379,13 @@ Task<void> Qcow2::finish_writing() {
   co_await clear_incomplete();
 }
 
+void Qcow2::drop_unused_tables() {
+  mapping_.cache().drop_unused();
+  refcounts_.cache().drop_unused();
+}
+
 Task<void> Qcow2::release_children() {
+  cleaner_.reset();
   if (backing_) co_await backing_->detach();
   if (data_file_) co_await data_file_->detach();
   co_await file_->detach();

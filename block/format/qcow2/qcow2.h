@@ -28,6 +28,7 @@
 #include "format/qcow2/read_ahead.h"
 #include "format/qcow2/refcounts.h"
 #include "format/qcow2/space.h"
+#include "util/periodic.h"
 #include "util/request_order.h"
 #include "vise/child.h"
 #include "vise/driver.h"
@@ -50,6 +51,7 @@ struct Settings {
   bool pass_discard_other = false;
   bool discard_no_unref = false;
   MetadataSet overlap_checks;
+  std::uint64_t cache_clean_interval = 0;  // seconds, 0: never
 };
 
 class MovePlan;
@@ -121,8 +123,10 @@ class Qcow2 : public Driver,
   Child& data() const { return data_file_ ? *data_file_ : *file_; }
   /// The guest offset where `cluster` ends, or the disk if that is earlier.
   GuestOffset cluster_end(std::uint64_t cluster) const;
+  std::string data_file_path() const;
   Task<void> open_children(OpenContext& context);
   Task<void> release_children();
+  void drop_unused_tables();
   Task<void> load(OpenPurpose purpose);
   Task<void> prepare_for_writing();
   Task<void> repair_dirty();
@@ -206,9 +210,14 @@ class Qcow2 : public Driver,
   Task<HostRange> take_run_below(std::uint64_t boundary, std::uint64_t count);
 
   // zero.cc
-  enum class Clearing { zero, zero_unmap, discard, discard_fully };
+  // zero_keep, discard_keep: the clusters stay ours, though their content may go
+  // (discard-no-unref).
+  enum class Clearing { zero, zero_unmap, zero_keep, discard, discard_keep, discard_fully };
   Task<void> clear(GuestRange range, Clearing clearing);
   Task<void> clear_stretch(std::uint64_t first, std::uint64_t count, Clearing clearing);
+  Task<void> discard_kept(std::span<const Descriptor> clusters);
+  bool is_raw_data_file() const;
+  Task<void> zero_data_file(std::uint64_t first, std::uint64_t count, Clearing clearing);
   std::optional<Descriptor> cleared(const Descriptor& old, Clearing clearing) const;
 
   // resize.cc
@@ -309,7 +318,8 @@ class Qcow2 : public Driver,
   DecodedCache decoded_;
   ReadAhead read_ahead_;
   TaskScope decoding_ahead_;
-  std::optional<bool> preallocated_;  // see looks_preallocated()
+  std::optional<bool> preallocated_;   // see looks_preallocated()
+  std::unique_ptr<Periodic> cleaner_;  // null: unused slices stay until there is need of room
   std::vector<StoredBitmap> stored_bitmaps_;
   bool bitmaps_loaded_ = false;          // the node's persistent bitmaps are those of the image
   bool bitmaps_lost_ = false;            // their directory is damaged

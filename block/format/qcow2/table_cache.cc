@@ -16,13 +16,17 @@ TableCache::TableCache(Child& file, std::uint64_t slice_size, std::uint64_t capa
       guard_(guard),
       own_(own) {}
 
-void TableCache::touch(Slice& slice) { lru_.splice(lru_.begin(), lru_, slice.position); }
+void TableCache::touch(Slice& slice) {
+  lru_.splice(lru_.begin(), lru_, slice.position);
+  slice.period = period_;
+}
 
 TableCache::Slice& TableCache::insert(HostOffset offset) {
   assert(offset.is_aligned(slice_size_));
   auto slice = std::make_unique<Slice>();
   slice->offset = offset;
   slice->data = Buffer(slice_size_);
+  slice->period = period_;
   lru_.push_front(slice.get());
   slice->position = lru_.begin();
   Slice& result = *slice;
@@ -43,6 +47,19 @@ void TableCache::evict() {
     it = lru_.erase(it);
     slices_.erase(slice.offset.bytes());
   }
+}
+
+void TableCache::drop_unused() {
+  // The least recently used come last, and so do those that were not used in this period.
+  for (auto it = lru_.end(); it != lru_.begin();) {
+    --it;
+    Slice& slice = **it;
+    if (slice.period == period_) break;
+    if (slice.pins != 0 || slice.loading || slice.version != slice.clean_version) continue;
+    it = lru_.erase(it);
+    slices_.erase(slice.offset.bytes());
+  }
+  ++period_;
 }
 
 TableCache::Ref TableCache::try_get(HostOffset offset) {

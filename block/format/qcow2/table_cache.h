@@ -39,6 +39,7 @@ class TableCache {
     std::uint64_t version = 0;        // counts changes
     std::uint64_t clean_version = 0;  // the version that the file has
     unsigned pins = 0;
+    std::uint64_t period = 0;  // the last one it was used in
     bool loading = false;
     std::list<Slice*>::iterator position;  // in lru_
     WaitQueue loaded;
@@ -106,6 +107,10 @@ class TableCache {
   std::uint64_t dirty_bytes() const { return dirty_count_ * slice_size_; }
   /// Forgets the slices of a table that is no longer in use, dirty or not.
   void forget(HostRange range);
+  /// Forgets the slices that nobody has used since the last call and that need not be
+  /// written or waited for.
+  void drop_unused();
+  std::size_t slice_count() const { return slices_.size(); }
   /// Forgets everything (asserts that nothing is dirty).
   void clear();
 
@@ -124,6 +129,7 @@ class TableCache {
   OverlapGuard& guard_;
   Metadata own_;
   std::uint64_t dirty_count_ = 0;
+  std::uint64_t period_ = 0;  // counts calls of drop_unused()
   std::unordered_map<std::uint64_t, std::unique_ptr<Slice>> slices_;  // by host offset
   std::list<Slice*> lru_;                                             // most recent first
 };

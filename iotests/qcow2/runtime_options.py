@@ -1,0 +1,99 @@
+# groups: rw auto
+"""Options of an open image that decide about discards and caches, told from what they lead to."""
+from vise_iotest import *
+
+
+def opened(*options):
+    return ",".join(["driver=qcow2", "file.filename=a.qcow2", *options])
+
+
+def make(t, *more):
+    t.vise_img("create", "-q", "-f", "qcow2", *more, "a.qcow2", "8M")
+    t.vise_io("-f", "qcow2", "a.qcow2", commands=["write -q -P 1 0 4M"])
+    return t.allocated("a.qcow2")
+
+
+def allocated_clusters(t):
+    return t.vise_img("check", "--output=json", "a.qcow2").json.get("allocated-clusters", 0)
+
+
+@cases(options=["discard=unmap", "discard=unmap,pass-discard-request=off", "discard=ignore",
+                "discard=unmap,pass-discard-request=on"], program=["vise_io", "qemu_io"])
+def discards_of_the_guest_reach_the_file(t, options, program):
+    before = make(t)
+    getattr(t, program)("--image-opts", opened(options), commands=["discard 0 2M", "read -P 1 2M 2M"])
+    gone = before - t.allocated("a.qcow2")
+    passed = "unmap" in options and "request=off" not in options
+    t.check(gone >= 2 * MIB - 64 * KIB if passed else gone <= 64 * KIB, f"{gone} bytes gone")
+    t.equal(allocated_clusters(t), 64 if "ignore" in options else 32, "clusters left")
+    t.sound("a.qcow2")
+
+
+@cases(option=["on", "off"])
+def what_a_snapshot_held_reaches_the_file(t, option):
+    make(t)
+    t.vise_img("snapshot", "-c", "s", "a.qcow2")
+    t.vise_io("-f", "qcow2", "a.qcow2", commands=["write -q -P 2 0 4M"])
+    before = t.allocated("a.qcow2")
+    t.vise_img("snapshot", "--image-opts", "-d", "s", opened(f"pass-discard-snapshot={option}"))
+    gone = before - t.allocated("a.qcow2")
+    t.check(gone >= 4 * MIB - 64 * KIB if option == "on" else gone <= 64 * KIB, f"{gone} bytes gone")
+    t.sound("a.qcow2")
+    t.vise_io("-f", "qcow2", "a.qcow2", commands=["read -P 2 0 4M"])
+
+
+@cases(option=["on", "off"])
+def what_is_freed_otherwise_reaches_the_file(t, option):
+    before = make(t)
+    # Compressed writes take the place of normal clusters, which are freed.
+    t.vise_io("--image-opts", opened(f"pass-discard-other={option}"),
+              commands=[f"write -q -c -P 7 {i * 64}k 64k" for i in range(64)] + ["flush"])
+    gone = before - t.allocated("a.qcow2")
+    t.check(gone >= 3 * MIB if option == "on" else gone <= 64 * KIB, f"{gone} bytes gone")
+    t.sound("a.qcow2")
+    t.vise_io("-f", "qcow2", "a.qcow2", commands=["read -P 7 0 4M"])
+
+
+@cases(command=["discard 1M 1M", "write -z -u 1M 1M"], passed=["on", "off"])
+def clusters_stay_ours_with_discard_no_unref(t, command, passed):
+    before = make(t)
+    length = t.path("a.qcow2").stat().st_size
+    t.vise_io("-d", "unmap", "--image-opts",
+              opened("discard=unmap", "discard-no-unref=on", f"pass-discard-request={passed}"),
+              commands=[command, "read -P 0 1M 1M", "read -P 1 0 1M", "read -P 1 2M 2M"])
+    t.equal(allocated_clusters(t), 64, "clusters owned")
+    gone = before - t.allocated("a.qcow2")
+    t.check(gone >= MIB - 64 * KIB if passed == "on" else gone <= 64 * KIB, f"{gone} bytes gone")
+    t.sound("a.qcow2")
+    entry = next(e for e in t.map_of("vise_img", "a.qcow2") if e["start"] == MIB)
+    t.equal((entry["zero"], entry["data"], "offset" in entry), (True, False, True), "map")
+    t.vise_io("-f", "qcow2", "a.qcow2", commands=["write -P 5 1M 1M", "read -P 5 1M 1M"])
+    t.equal(t.path("a.qcow2").stat().st_size, length, "length of the file")
+    t.sound("a.qcow2")
+
+
+def second_load_fails(interval):
+    return ",".join(["driver=qcow2", f"cache-clean-interval={interval}", "file.driver=blkdebug",
+                     "file.image.filename=a.qcow2", "file.set-state.0.event=l2_load",
+                     "file.set-state.0.state=1", "file.set-state.0.new_state=2",
+                     "file.inject-error.0.event=l2_load", "file.inject-error.0.state=2"])
+
+
+@cases(interval=[0, 1, 600])
+def unused_tables_are_dropped_after_the_interval(t, interval):
+    """A table that was dropped must be loaded again, which fails here."""
+    make(t)
+    done = t.vise_io("-r", "--image-opts", second_load_fails(interval), code=1 if interval == 1 else 0,
+                     commands=["read -q 0 64k", "read -q 64k 64k", "sleep 2500", "read -q 128k 64k"])
+    t.equal("read failed" in done.output, interval == 1, "whether the table was loaded again")
+
+
+@cases(options=["cache-size=1M,l2-cache-size=2M", "l2-cache-entry-size=1000", "l2-cache-entry-size=128k",
+                "cache-clean-interval=4294967296", "cache-clean-interval=-1", "pass-discard-other=perhaps"])
+def bad_values_are_refused_by_name(t, options):
+    make(t)
+    t.fails_clearly(t.vise_io("--image-opts", opened(options), commands=["read 0 512"], code=1),
+                    options.split("=")[0])
+
+
+main()
