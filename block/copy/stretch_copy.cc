@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <cerrno>
 #include <utility>
+#include <vector>
 
+#include "copy/plan.h"
 #include "vise/buffer.h"
 
 namespace vise {
@@ -62,9 +64,9 @@ class StretchCopier {
       const BlockStatus there =
           co_await from_target(block_status(target_.node(), range, MapMode::allocation_only));
       const GuestRange part{range.start, std::min(there.length, range.length)};
-      // A zero of a backing image may show by chance alone: only the target's own counts.
-      const bool is_there =
-          there.zero && (there.depth == 0 || backing_of(target_.node()) == nullptr);
+      // Only zeros that the image itself holds count: where it has nothing, a backing image may
+      // show that its header names and that is not open here.
+      const bool is_there = there.zero && there.allocated && there.depth == 0;
       if (!is_there) {
         const ZeroFlags flags{.may_unmap = true};
         co_await from_target(target_.write_zeroes(part, flags));
@@ -107,7 +109,24 @@ class StretchCopier {
   Task<void> copy_data(GuestRange range) {
     Buffer buffer(range.length);
     co_await from_source(source_.read(range.start, IoVec(buffer.span())));
-    const ConstIoVec data(buffer.span());
+    std::vector<CopyPiece> pieces;
+    if (options_.compressed) {
+      // Zeros among compressed clusters would be left out where no backing image is open.
+      split_zeroes(buffer.span(), range.start, limits_.cluster_size, pieces);
+    } else {
+      pieces.push_back({CopyKind::data, range});
+    }
+    for (const CopyPiece& piece : pieces) {
+      if (piece.kind == CopyKind::zero) {
+        co_await write_zeroes(piece.range);
+        continue;
+      }
+      const auto bytes = buffer.span().subspan(piece.range.start - range.start, piece.range.length);
+      co_await store(piece.range, ConstIoVec(bytes));
+    }
+  }
+
+  Task<void> store(GuestRange range, ConstIoVec data) {
     WriteFlags flags{.unchanged = options_.unchanged};
     flags.compressed = options_.compressed && is_whole(range);
     if (flags.compressed) {

@@ -88,6 +88,26 @@ TEST_P(JobBackup, IncrementsTellWhatChangedSince) {
   }
 }
 
+TEST_P(JobBackup, ZeroesHideWhatTheBackingImageHas) {
+  Node& disk = *graph_.find("disk");
+  add_bitmap(disk, {.name = "b"});
+  backup(wanted("job", Sync::full, "copy"));
+  std::unique_ptr<Child> root = attach(disk, true);
+  const GuestRange half{GuestOffset(0), disk_size / cluster / 2 * cluster};
+  run(root->write_zeroes(half, {.may_unmap = true}));
+  std::memset(model_.data(), 0, half.length);
+  run(root->detach());
+  const Bytes then = model_;
+  create("increment", "zlib", "copy");
+  open("increment", "none");  // as clients do, who open the chain only to restore it
+  BackupSettings second = wanted("job", Sync::incremental, "increment");
+  second.bitmap = "b";
+  backup(std::move(second));
+  EXPECT_EQ(error_, "");
+  run(graph_.close_all());
+  EXPECT_EQ(content(open("increment")), then);
+}
+
 TEST_P(JobBackup, OnlyWhatIsOverwrittenIsCopiedWithSyncNone) {
   create("fleece", "zlib", {});
   open("fleece");

@@ -66,7 +66,7 @@ class JobTest : public testing::Test {
     run(graph_.release(std::move(node)));
   }
 
-  /// Opens it under its own name; `above`: "" or "compress", a filter called NAME-above.
+  /// Opens it under its own name; `backing_node`: "none" for none, empty for what the header says.
   Node& open(const std::string& name, const std::string& backing_node = {}) {
     OpenRequest request;
     request.options.set("driver", "qcow2");
@@ -74,7 +74,11 @@ class JobTest : public testing::Test {
     request.options.set("file.driver", "file");
     request.options.set("file.filename", path(name));
     request.options.set("discard", "unmap");
-    if (!backing_node.empty()) request.options.set("backing", backing_node);
+    if (backing_node == "none") {
+      request.options.set("backing", Value());
+    } else if (!backing_node.empty()) {
+      request.options.set("backing", backing_node);
+    }
     std::shared_ptr<Node> node = run(graph_.open(std::move(request)));
     graph_.adopt(node);
     return *node;
