@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstring>
 #include <utility>
 #include <vector>
 
@@ -13,6 +14,30 @@ namespace vise {
 namespace {
 
 constexpr std::uint64_t most_in_memory = std::uint64_t{2} << 20;  // bytes of one piece
+
+bool is_whole(const Child& target, GuestRange range) {
+  const Limits limits = target.limits();
+  const std::uint64_t unit = limits.cluster_size;
+  return limits.can_compress && unit != 0 && range.start.bytes() % unit == 0 &&
+         (range.length % unit == 0 || range.end().bytes() == target.size());
+}
+
+Task<void> store(Child& target, GuestRange range, ConstIoVec data, StretchOptions options) {
+  WriteFlags flags{.unchanged = options.unchanged};
+  flags.compressed = options.compressed && is_whole(target, range);
+  if (flags.compressed) {
+    bool refused = false;
+    try {
+      co_await target.write(range.start, data, flags);
+    } catch (const Error& error) {
+      if (error.code() != ENOTSUP) throw;
+      refused = true;
+    }
+    if (!refused) co_return;
+    flags.compressed = false;
+  }
+  co_await target.write(range.start, data, flags);
+}
 
 class StretchCopier {
  public:
@@ -60,6 +85,10 @@ class StretchCopier {
 
   Task<void> write_zeroes(GuestRange range) {
     if (options_.zeroes == StretchOptions::Zeroes::skipped) co_return;
+    if (options_.unchanged) {
+      co_await zero_unchanged(target_, range, options_);
+      co_return;
+    }
     while (!range.empty()) {
       const BlockStatus there =
           co_await from_target(block_status(target_.node(), range, MapMode::allocation_only));
@@ -122,35 +151,8 @@ class StretchCopier {
         continue;
       }
       const auto bytes = buffer.span().subspan(piece.range.start - range.start, piece.range.length);
-      co_await store(piece.range, ConstIoVec(bytes));
+      co_await from_target(store(target_, piece.range, ConstIoVec(bytes), options_));
     }
-  }
-
-  Task<void> store(GuestRange range, ConstIoVec data) {
-    WriteFlags flags{.unchanged = options_.unchanged};
-    flags.compressed = options_.compressed && is_whole(range);
-    if (flags.compressed) {
-      const bool stored = co_await try_compressed(range.start, data, flags);
-      if (stored) co_return;
-      flags.compressed = false;
-    }
-    co_await from_target(target_.write(range.start, data, flags));
-  }
-
-  bool is_whole(GuestRange range) const {
-    const std::uint64_t unit = limits_.cluster_size;
-    return limits_.can_compress && unit != 0 && range.start.bytes() % unit == 0 &&
-           (range.length % unit == 0 || range.end().bytes() == target_.size());
-  }
-
-  Task<bool> try_compressed(GuestOffset offset, ConstIoVec data, WriteFlags flags) {
-    try {
-      co_await from_target(target_.write(offset, data, flags));
-    } catch (const Error& error) {
-      if (error.code() != ENOTSUP) throw;
-      co_return false;
-    }
-    co_return true;
   }
 
   template <class T>
@@ -181,6 +183,20 @@ class StretchCopier {
 };
 
 }  // namespace
+
+Task<void> zero_unchanged(Child& target, GuestRange range, StretchOptions options) {
+  Buffer zeroes(std::min(range.length, most_in_memory));
+  std::memset(zeroes.data(), 0, zeroes.size());
+  try {
+    while (!range.empty()) {
+      const GuestRange part{range.start, std::min<std::uint64_t>(range.length, zeroes.size())};
+      co_await store(target, part, ConstIoVec(zeroes.span().first(part.length)), options);
+      range = {part.end(), range.length - part.length};
+    }
+  } catch (const Error& error) {
+    throw CopyError(error, CopyError::Side::target);
+  }
+}
 
 Task<void> copy_stretch(const ChainSource& source, Child& target, GuestRange range,
                         StretchOptions options) {

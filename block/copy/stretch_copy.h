@@ -37,4 +37,8 @@ struct StretchOptions {
 Task<void> copy_stretch(const ChainSource& source, Child& target, GuestRange range,
                         StretchOptions options);
 
+/// Makes a range of zeros the target's own where it reads as zeros already: with write_unchanged
+/// alone, so they are written as data, which compressing targets turn back. Throws CopyError.
+Task<void> zero_unchanged(Child& target, GuestRange range, StretchOptions options);
+
 }  // namespace vise

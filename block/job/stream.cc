@@ -202,11 +202,7 @@ class StreamJob final : public CopyJob {
     if (!stored.empty()) co_await copy_stretch(*source_, *target_, stored, options_);
     const GuestRange past{std::max(part.start, GuestOffset(source_->size())), 0};
     if (past.start >= part.end() || base_ == nullptr) co_return;
-    try {
-      co_await target_->write_zeroes({past.start, part.end() - past.start}, {.may_unmap = true});
-    } catch (const Error& error) {
-      throw CopyError(error, CopyError::Side::target);
-    }
+    co_await zero_unchanged(*target_, {past.start, part.end() - past.start}, options_);
   }
 
   Task<void> switch_backing() {

@@ -27,6 +27,12 @@ class JobStream : public JobTest, public testing::WithParamInterface<Way> {
     Bytes& model = model_;
     fill(open("base"), model, 1, compressed);
     fill(open("mid", "base"), model, 2, compressed);
+    // Zeros of its own hide what the base has.
+    std::unique_ptr<Child> root = attach(*graph_.find("mid"), true);
+    const GuestRange zeroes{GuestOffset(10 * cluster), 30 * cluster};
+    run(root->write_zeroes(zeroes, {.may_unmap = true}));
+    std::memset(model.data() + zeroes.start.bytes(), 0, zeroes.length);
+    run(root->detach());
     fill(open("top", "mid"), model, 3, compressed, 4);
     if (compressed) open_above("above", "compress", "top");
   }
