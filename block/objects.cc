@@ -13,6 +13,7 @@
 #include "util/ids.h"
 #include "util/keyval.h"
 #include "util/secret.h"
+#include "util/tls_credentials.h"
 #include "vise/error.h"
 #include "vise/options.h"
 
@@ -42,9 +43,12 @@ std::shared_ptr<Object> make_secret(const Value::Dict& options) {
 }
 
 // In alphabetical order.
-constexpr std::array object_types = {ObjectType{"iothread", make_iothread},
+constexpr std::array object_types = {ObjectType{"authz-simple", make_authz_simple},
+                                     ObjectType{"iothread", make_iothread},
                                      ObjectType{"secret", make_secret},
-                                     ObjectType{"throttle-group", make_throttle_group}};
+                                     ObjectType{"throttle-group", make_throttle_group},
+                                     ObjectType{"tls-creds-psk", make_tls_creds_psk},
+                                     ObjectType{"tls-creds-x509", make_tls_creds_x509}};
 
 std::string take_text(Value::Dict& options, std::string_view name) {
   const std::optional<Value> value = options.take(name);

@@ -8,6 +8,9 @@
 #include <memory>
 #include <vector>
 
+#include "protocol/nbd/connection.h"
+#include "tools/common/objects.h"
+#include "util/tls_credentials.h"
 #include "vise/error.h"
 
 namespace vise::tools {
@@ -108,12 +111,15 @@ std::string entry_text(nbd_handle* nbd, const Entry& entry) {
   return text;
 }
 
+// Nobody listens on "any address"; it means this host.
+std::string host_of(const SocketAddress& address) {
+  return address.host == "0.0.0.0" ? "localhost" : address.host;
+}
+
 void connect(nbd_handle* nbd, const SocketAddress& address) {
   const bool local = address.kind == SocketAddress::Kind::local;
-  // Nobody listens on "any address"; it means this host.
-  const std::string host = address.host == "0.0.0.0" ? "localhost" : address.host;
   const int status = local ? nbd_connect_unix(nbd, address.path.c_str())
-                           : nbd_connect_tcp(nbd, host.c_str(), address.port.c_str());
+                           : nbd_connect_tcp(nbd, host_of(address).c_str(), address.port.c_str());
   if (status < 0) fail(fmt::format("Failed to connect to '{}'", address.text()));
 }
 
@@ -124,6 +130,15 @@ int list_exports(const Program&, const NbdArguments& arguments) {
   if (nbd == nullptr) fail("libnbd");
   nbd_set_opt_mode(nbd.get(), true);
   nbd_set_full_info(nbd.get(), true);
+  ObjectTable objects;
+  if (!add_objects(arguments.words, objects)) return 0;
+  if (!arguments.tls_creds.empty()) {
+    const auto credentials =
+        find_tls_credentials(objects, arguments.tls_creds, TlsCredentials::Endpoint::client);
+    SocketAddress named = *arguments.address;
+    named.host = host_of(named);
+    nbd::prepare_tls(nbd.get(), named, *credentials);
+  }
   connect(nbd.get(), *arguments.address);
   if (!nbd_aio_is_negotiating(nbd.get())) {
     throw Error(EPROTO, "The server is too old to list its exports");

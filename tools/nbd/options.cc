@@ -25,6 +25,9 @@ enum : int {
   pid_file_key,
   handshake_limit_key,
   selinux_key,
+  tls_creds_key,
+  tls_authz_key,
+  tls_hostname_key,
 };
 
 constexpr OptionSpec options[] = {
@@ -44,6 +47,9 @@ constexpr OptionSpec options[] = {
     {'C', "compress", nullptr, "store what is written compressed"},
     {'L', "list", nullptr, "list what another NBD server exports"},
     {key::object, "object", "OBJECT", "an object that others refer to: TYPE,id=ID,…, or help"},
+    {tls_creds_key, "tls-creds", "ID", "use TLS with the credentials of that object"},
+    {tls_authz_key, "tls-authz", "ID", "let in only whom that object (authz-simple) names"},
+    {tls_hostname_key, "tls-hostname", "NAME", "refused: the name of the host is compared"},
     {fork_key, "fork", nullptr, "end when the server listens, and leave it running"},
     {pid_file_key, "pid-file", "PATH", "write the process number there"},
     {selinux_key, "selinux-label", "LABEL", "refused: built without SELinux"},
@@ -182,6 +188,12 @@ void apply_server_option(const Arguments::Option& option, NbdArguments& result) 
       result.handshake_limit =
           static_cast<unsigned>(plain_count("--handshake-limit", option.value, 1'000'000));
       break;
+    case tls_creds_key:
+      result.tls_creds = option.value;
+      break;
+    case tls_authz_key:
+      result.tls_authz = option.value;
+      break;
     case fork_key:
       result.fork = true;
       break;
@@ -198,6 +210,11 @@ void refuse_unsupported(const Arguments& words) {
     throw Error(ENOTSUP,
                 "Kernel devices are not attached here: serve a socket and use nbd-client for -c "
                 "(--connect) and -d (--disconnect)");
+  }
+  if (words.has(tls_hostname_key)) {
+    throw Error(ENOTSUP,
+                "--tls-hostname: the server's certificate is always compared with the name of the "
+                "host (-b)");
   }
   if (words.has(selinux_key)) {
     throw Error(ENOTSUP, "--selinux-label: vise-nbd is built without SELinux");
@@ -263,6 +280,9 @@ NbdArguments nbd_arguments(Arguments words, bool inherited_socket) {
   }
   if (result.compress && result.image.read_only) {
     throw UsageError("-C (--compress) is about writing: it excludes -r and -l");
+  }
+  if (!result.tls_authz.empty() && result.tls_creds.empty()) {
+    throw UsageError("--tls-authz needs --tls-creds");
   }
   if (!inherited_socket) {
     result.address = socket_address(words, result.mode);

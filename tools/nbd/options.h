@@ -32,6 +32,8 @@ struct NbdArguments {
   unsigned handshake_limit = 10;  // seconds, 0: none
 
   std::optional<SocketAddress> address;  // nothing: systemd has passed a socket
+  std::string tls_creds;                 // an object's id; empty: no TLS
+  std::string tls_authz;                 // an object's id; empty: none
   bool fork = false;
   bool verbose = false;
   std::string pid_file;

@@ -12,6 +12,7 @@
 #include "tools/common/snapshots.h"
 #include "tools/nbd/background.h"
 #include "util/fd_watch.h"
+#include "util/tls_credentials.h"
 #include "vise/error.h"
 
 namespace vise::tools {
@@ -71,6 +72,14 @@ nbd::ServerOptions ImageServer::server_options() {
   nbd::ServerOptions options;
   options.max_clients = arguments_.shared;
   options.handshake_limit = std::chrono::seconds(arguments_.handshake_limit);
+  ObjectTable& objects = session_.context().objects();
+  if (!arguments_.tls_creds.empty()) {
+    options.tls =
+        find_tls_credentials(objects, arguments_.tls_creds, TlsCredentials::Endpoint::server);
+  }
+  if (!arguments_.tls_authz.empty()) {
+    options.authorization = find_authorization(objects, arguments_.tls_authz);
+  }
   options.on_failure = [this](const std::string& text) { print_error(program_, text); };
   options.on_client_left = [this] {
     if (!arguments_.persistent && server_->clients() == 0) stop_.set();

@@ -127,6 +127,7 @@ Task<void> Handshake::dispatch(Option option, Bytes data) {
   OptionReply error = OptionReply::err_invalid;
   std::string text;
   try {
+    if (needs_tls(option)) throw Refused(OptionReply::err_tls_reqd, "TLS is required");
     switch (option) {
       case Option::export_name:
         co_await choose_by_name(data);
@@ -139,7 +140,8 @@ Task<void> Handshake::dispatch(Option option, Bytes data) {
         co_await list(data);
         co_return;
       case Option::starttls:
-        throw Refused(OptionReply::err_policy, "TLS is not configured");
+        co_await start_tls(data);
+        co_return;
       case Option::info:
       case Option::go:
         co_await info(option, data);
@@ -163,6 +165,34 @@ Task<void> Handshake::dispatch(Option option, Bytes data) {
     text = refused.text();
   }
   co_await refuse(option, error, text);
+}
+
+bool Handshake::needs_tls(Option option) const {
+  if (server_.options().tls == nullptr || stream_.has_tls()) return false;
+  if (option == Option::export_name) {
+    throw Error(EACCES, "The client asked for an export without TLS");
+  }
+  return option != Option::starttls && option != Option::abort;
+}
+
+Task<void> Handshake::start_tls(Bytes data) {
+  require_empty(data);
+  if (server_.options().tls == nullptr) {
+    throw Refused(OptionReply::err_policy, "TLS is not configured");
+  }
+  if (stream_.has_tls()) throw Refused(OptionReply::err_invalid, "TLS is in use already");
+  // Whoever put bytes behind the option, in plain text, must not have them taken for the client's.
+  if (input_.buffered() > 0) throw Error(EPROTO, "The client sent plain text where TLS begins");
+  co_await acknowledge(Option::starttls);
+  co_await stream_.start_tls(server_.options().tls);
+  const auto& authorization = server_.options().authorization;
+  if (authorization != nullptr && !authorization->allows(stream_.peer_name())) {
+    throw Error(EACCES,
+                fmt::format("The client '{}' is not authorized", printable(stream_.peer_name())));
+  }
+  session_ = Session();
+  context_export_ = nullptr;
+  chosen_contexts_.clear();
 }
 
 Task<void> Handshake::choose_by_name(Bytes data) {

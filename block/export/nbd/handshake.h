@@ -32,6 +32,8 @@ class Handshake {
   Task<std::optional<Session>> negotiate();
   Task<bool> skip_oversized(std::uint32_t option, std::uint32_t length);
   Task<void> dispatch(Option option, Bytes data);
+  bool needs_tls(Option option) const;
+  Task<void> start_tls(Bytes data);
   Task<void> choose_by_name(Bytes data);
   Task<void> list(Bytes data);
   Task<void> info(Option option, Bytes data);

@@ -165,6 +165,7 @@ Task<bool> Server::converse(Connection& connection) {
   if (!session) co_return false;
   Transmission transmission(std::move(*session), connection.stream, connection.input);
   co_await transmission.run();
+  connection.stream.say_goodbye();
   co_return true;
 }
 

@@ -20,6 +20,10 @@
 namespace vise::nbd {
 
 struct ServerOptions {
+  /// Clients must use TLS; null: they cannot.
+  std::shared_ptr<TlsCredentials> tls;
+  /// Who may come in, by certificate; null: everybody that TLS lets in.
+  std::shared_ptr<SimpleAuthorization> authorization;
   /// Clients in transmission at the same time; 0: any number. Others wait unanswered.
   unsigned max_clients = 0;
   /// From the connection to the choice of an export; 0: no limit.
@@ -66,6 +70,8 @@ class Server {
   /// May clients use several connections for one job? Not where only one is served at a time.
   bool multi_conn() const { return options_.max_clients != 1; }
 
+  /// For the handshake.
+  const ServerOptions& options() const { return options_; }
   /// For the handshake: waits for a place among the clients in transmission and takes it. False if
   /// the export is about to go, or the client is gone.
   Task<bool> enter(Export& target, Stream& stream);

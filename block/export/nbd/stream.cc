@@ -7,6 +7,7 @@
 #include <climits>
 #include <utility>
 
+#include "export/nbd/tls_session.h"
 #include "vise/error.h"
 
 namespace vise::nbd {
@@ -16,7 +17,30 @@ Stream::Stream(FileDescriptor socket)
       readable_(socket_.get(), FdWatch::Until::readable),
       writable_(socket_.get(), FdWatch::Until::writable) {}
 
+Stream::~Stream() = default;
+
+Task<void> Stream::wait(Direction direction) {
+  auto& since = direction == Direction::in ? receiving_since_ : sending_since_;
+  FdWatch& watch = direction == Direction::in ? readable_ : writable_;
+  since = Clock::now();
+  co_await watch.wait();
+  since.reset();
+}
+
+Task<void> Stream::start_tls(std::shared_ptr<TlsCredentials> credentials) {
+  auto session = std::make_unique<TlsSession>(std::move(credentials), socket_.get());
+  co_await session->handshake(*this);
+  tls_ = std::move(session);
+}
+
+std::string Stream::peer_name() const { return tls_ != nullptr ? tls_->peer_name() : ""; }
+
+void Stream::say_goodbye() noexcept {
+  if (tls_ != nullptr && !shut_down_) tls_->say_goodbye();
+}
+
 Task<std::size_t> Stream::receive(std::span<std::byte> data) {
+  if (tls_ != nullptr) co_return co_await tls_->receive(*this, data);
   for (;;) {
     if (shut_down_) co_return 0;
     if (!drained_) {
@@ -28,14 +52,16 @@ Task<std::size_t> Stream::receive(std::span<std::byte> data) {
       if (errno == EINTR) continue;
       if (errno != EAGAIN) throw Error::system_error(errno);
     }
-    receiving_since_ = Clock::now();
-    co_await readable_.wait();
-    receiving_since_.reset();
+    co_await wait(Direction::in);
     drained_ = false;
   }
 }
 
 Task<void> Stream::send(std::span<iovec> parts) {
+  if (tls_ != nullptr) {
+    co_await tls_->send(*this, parts);
+    co_return;
+  }
   while (!parts.empty()) {
     if (shut_down_) throw Error::system_error(EPIPE);
     msghdr message{};
@@ -45,9 +71,7 @@ Task<void> Stream::send(std::span<iovec> parts) {
     if (count < 0) {
       if (errno == EINTR) continue;
       if (errno != EAGAIN) throw Error::system_error(errno);
-      sending_since_ = Clock::now();
-      co_await writable_.wait();
-      sending_since_.reset();
+      co_await wait(Direction::out);
       continue;
     }
     auto sent = static_cast<std::size_t>(count);

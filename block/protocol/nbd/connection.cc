@@ -3,7 +3,6 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <libnbd.h>
-#include <sys/socket.h>
 
 #include <atomic>
 #include <cassert>
@@ -74,22 +73,65 @@ void Connection::HandleCloser::operator()(nbd_handle* handle) const { nbd_close(
 
 // Shared with the thread that connects.
 struct Connection::Attempt {
-  FileDescriptor socket;    // another name of the one that libnbd closes
-  std::atomic<int> fd{-1};  // of `socket`, once it is connected
+  std::atomic<bool> stop{false};
 };
 
+namespace {
+
+// Throws Error.
+void begin_connecting(nbd_handle* handle, const Target& target) {
+  const SocketAddress& address = target.address;
+  if (target.tls != nullptr && address.kind == SocketAddress::Kind::inet) {
+    // Only so libnbd compares the server's certificate with the name of the host.
+    if (nbd_aio_connect_tcp(handle, address.host.c_str(), address.port.c_str()) < 0) {
+      throw last_error();
+    }
+    return;
+  }
+  const FileDescriptor socket = connect_to(address);
+  const int fd = ::fcntl(socket.get(), F_DUPFD_CLOEXEC, 0);
+  if (fd < 0) throw Error::system_error(errno);
+  if (nbd_aio_connect_socket(handle, fd) < 0) throw last_error();
+}
+
+}  // namespace
+
+// On a thread.
 std::optional<Error> Connection::connect(nbd_handle* handle, const Target& target,
                                          Attempt& attempt) {
+  constexpr int look_up = 100;  // milliseconds between looks at attempt.stop
   try {
-    attempt.socket = connect_to(target.address);
-    const int fd = ::fcntl(attempt.socket.get(), F_DUPFD_CLOEXEC, 0);
-    if (fd < 0) return Error::system_error(errno);
-    attempt.fd = attempt.socket.get();
-    if (nbd_connect_socket(handle, fd) < 0) return last_error();
+    begin_connecting(handle, target);
+    while (nbd_aio_is_connecting(handle) == 1) {
+      if (attempt.stop) return Error(ECANCELED, "The server does not finish the handshake");
+      if (nbd_poll(handle, look_up) < 0) return last_error();
+    }
+    if (nbd_aio_is_ready(handle) != 1) return last_error();
   } catch (const Error& error) {
     return error;
   }
   return std::nullopt;
+}
+
+void prepare_tls(nbd_handle* handle, const SocketAddress& address,
+                 const TlsCredentials& credentials) {
+  const TlsCredentials::Options& options = credentials.options();
+  const bool inet = address.kind == SocketAddress::Kind::inet;
+  if (nbd_supports_tls(handle) != 1) throw Error(ENOTSUP, "libnbd is built without TLS");
+  nbd_set_tls(handle, LIBNBD_TLS_REQUIRE);
+  int status = 0;
+  if (options.kind == TlsCredentials::Kind::psk) {
+    nbd_set_tls_username(handle, options.username.empty() ? "qemu" : options.username.c_str());
+    status = nbd_set_tls_psk_file(handle, credentials.path("keys.psk").c_str());
+  } else if (options.verify_peer && !inet) {
+    throw Error(ENOTSUP,
+                "A Unix socket has no host name that a certificate could be compared with: use "
+                "tls-creds-psk, or verify-peer=off");
+  } else {
+    nbd_set_tls_verify_peer(handle, options.verify_peer);
+    status = nbd_set_tls_certificates(handle, options.folder.c_str());
+  }
+  if (status < 0) throw last_error();
 }
 
 Task<std::unique_ptr<Connection>> Connection::open(Target target, IoEngine& engine,
@@ -101,12 +143,10 @@ Task<std::unique_ptr<Connection>> Connection::open(Target target, IoEngine& engi
   nbd_set_full_info(handle.get(), true);
   nbd_set_strict_mode(handle.get(), 0);           // our own checks come before
   nbd_set_pread_initialize(handle.get(), false);  // what fails is not looked at
+  if (target.tls != nullptr) prepare_tls(handle.get(), target.address, *target.tls);
   // The handshake blocks; a server that stalls holds one thread until it is shut out.
   Attempt attempt;
-  interrupt = [&attempt] {
-    const int fd = attempt.fd;
-    if (fd >= 0) ::shutdown(fd, SHUT_RDWR);
-  };
+  interrupt = [&attempt] { attempt.stop = true; };
   std::optional<Error> failure;
   const std::function<std::int64_t()> work = [&] {
     failure = connect(handle.get(), target, attempt);

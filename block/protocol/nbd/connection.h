@@ -13,6 +13,7 @@
 #include "util/fd_watch.h"
 #include "util/io_engine.h"
 #include "util/socket.h"
+#include "util/tls_credentials.h"
 #include "vise/task.h"
 
 struct nbd_handle;
@@ -23,7 +24,12 @@ namespace vise::nbd {
 struct Target {
   SocketAddress address;
   std::string export_name;
+  std::shared_ptr<TlsCredentials> tls;  // null: none
 };
+
+/// Makes TLS with those credentials a condition of connecting to `address`. Throws Error.
+void prepare_tls(nbd_handle* handle, const SocketAddress& address,
+                 const TlsCredentials& credentials);
 
 /// What the server says about the export.
 struct ExportFacts {

@@ -298,6 +298,10 @@ Task<std::unique_ptr<Driver>> open(OpenContext& context) {
     throw Error(EINVAL, fmt::format("The export's name has {} bytes, allowed are 0 to 4096",
                                     options.target.export_name.size()));
   }
+  if (given.tls_creds) {
+    options.target.tls = find_tls_credentials(context.context().objects(), *given.tls_creds,
+                                              TlsCredentials::Endpoint::client);
+  }
   options.reconnect_delay = std::chrono::seconds(given.reconnect_delay.value_or(0));
   options.open_timeout = std::chrono::seconds(given.open_timeout.value_or(0));
   auto driver = std::make_unique<NbdDriver>(context.node(), std::move(options),
