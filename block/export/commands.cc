@@ -42,6 +42,13 @@ Task<void> block_export_del(Services& services, qapi::BlockExportDelArguments ar
   co_return;
 }
 
+Task<void> nbd_server_remove(Services& services, qapi::NbdServerRemoveArguments arguments) {
+  qapi::BlockExportDelArguments removal;
+  removal.id = arguments.name;
+  removal.mode = arguments.mode;
+  co_await block_export_del(services, std::move(removal));
+}
+
 Task<std::vector<qapi::BlockExportInfo>> query_block_exports(Services& services) {
   std::vector<qapi::BlockExportInfo> result;
   for (const auto& entry : std::views::reverse(services.exports().entries())) {
@@ -61,6 +68,7 @@ void add_export_commands(CommandTable& commands) {
   namespace command = qapi::command;
   commands.add<command::block_export_add, block_export_add>();
   commands.add<command::block_export_del, block_export_del>();
+  commands.add<command::nbd_server_remove, nbd_server_remove>();
   commands.add<command::query_block_exports, query_block_exports>();
 }
 

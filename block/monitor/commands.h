@@ -21,5 +21,7 @@ void add_change_commands(CommandTable& commands);
 void add_transaction_commands(CommandTable& commands);
 /// block-export-add and its relatives.
 void add_export_commands(CommandTable& commands);
+/// nbd-server-start and its relatives.
+void add_nbd_commands(CommandTable& commands);
 
 }  // namespace vise

@@ -1,6 +1,8 @@
 // What commands, jobs and exports work on. Made once, by a program that has monitors.
 #pragma once
 
+#include <memory>
+
 #include "job/job_table.h"
 #include "monitor/command.h"
 #include "util/event_bus.h"
@@ -10,6 +12,9 @@
 namespace vise {
 
 class ExportTable;
+namespace nbd {
+class Server;
+}
 
 class Services {
  public:
@@ -22,6 +27,8 @@ class Services {
   JobTable& jobs() { return jobs_; }
   ExportTable& exports() { return exports_; }
   CommandTable& commands() { return commands_; }
+  /// Null while it does not run (export/nbd_service.h).
+  std::shared_ptr<nbd::Server>& nbd_server() { return nbd_server_; }
 
   /// Held while a command runs, and by jobs and exports while they change the graph: whoever has it
   /// finds nodes as they were when it looked. Taken before anything else; never while waiting for a
@@ -37,6 +44,7 @@ class Services {
   EventBus& events_;
   ExportTable& exports_;
   CommandTable commands_;
+  std::shared_ptr<nbd::Server> nbd_server_;
   AsyncMutex turn_;
   JobTable jobs_{events_, turn_};
   AsyncEvent quit_;

@@ -42,6 +42,7 @@ class QmpSessionTest : public testing::Test {
     add_change_commands(services_.commands());
     add_transaction_commands(services_.commands());
     add_export_commands(services_.commands());
+    add_nbd_commands(services_.commands());
     session_ = std::make_unique<QmpSession>(services_, QmpSession::Layout::one_line,
                                             [this](std::string text) { lines_.push_back(text); });
   }

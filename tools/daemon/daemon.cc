@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "export/export_types.h"
+#include "export/nbd_service.h"
 #include "monitor/commands.h"
 #include "tools/common/output.h"
 #include "util/ids.h"
@@ -61,6 +62,7 @@ Daemon::Daemon()
   add_change_commands(services_.commands());
   add_transaction_commands(services_.commands());
   add_export_commands(services_.commands());
+  add_nbd_commands(services_.commands());
 }
 
 Daemon::~Daemon() = default;
@@ -123,6 +125,11 @@ Task<void> Daemon::add_export(std::string text) {
   co_await exports_.add(services_, std::move(options));
 }
 
+Task<void> Daemon::add_nbd_server(std::string text) {
+  auto options = read_options<qapi::NbdServerOptions>(text, {});
+  co_await start_nbd_server(services_, std::move(options));
+}
+
 Task<void> Daemon::wait_for_end() { co_await services_.quitting().wait(); }
 
 Task<void> Daemon::shut_down() {
@@ -137,6 +144,11 @@ Task<void> Daemon::shut_down() {
     co_await exports_.stop_all(services_);
   } catch (...) {
     failure = std::current_exception();
+  }
+  try {
+    co_await stop_nbd_server(services_);
+  } catch (...) {
+    if (!failure) failure = std::current_exception();
   }
   try {
     co_await graph_.close_all();

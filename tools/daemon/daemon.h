@@ -29,6 +29,7 @@ class Daemon {
   void add_monitor(const std::string& text);
   void add_object(const std::string& text);
   Task<void> add_export(std::string text);
+  Task<void> add_nbd_server(std::string text);
 
   bool uses_stdio() const;
   /// Completes when `quit` or a signal asks for the end.

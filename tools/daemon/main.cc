@@ -24,7 +24,16 @@
 namespace vise::tools {
 namespace {
 
-enum : int { blockdev = 1000, chardev, daemonize, export_node, monitor, object, pidfile };
+enum : int {
+  blockdev = 1000,
+  chardev,
+  daemonize,
+  export_node,
+  monitor,
+  nbd_server,
+  object,
+  pidfile
+};
 
 constexpr OptionSpec options[] = {
     {'h', "help", nullptr, "this help"},
@@ -33,6 +42,7 @@ constexpr OptionSpec options[] = {
     {chardev, "chardev", "OPTIONS", "socket,id=ID,path=PATH,server=on,wait=off or stdio,id=ID"},
     {monitor, "monitor", "OPTIONS", "speak QMP: CHARDEV[,pretty=on]"},
     {object, "object", "OBJECT", "an object that nodes refer to: TYPE,id=ID,…, or help"},
+    {nbd_server, "nbd-server", "OPTIONS", "serve NBD: addr.type=unix,addr.path=PATH,…"},
     {export_node, "export", "OPTIONS", "offer a node: TYPE,id=ID,node-name=NAME,…"},
     {pidfile, "pidfile", "PATH", "write the process ID to a file once all is ready"},
     {daemonize, "daemonize", nullptr, "go to the background once all is ready"},
@@ -76,6 +86,9 @@ Task<bool> apply(Daemon& daemon, const Arguments::Option& option) {
       break;
     case export_node:
       co_await daemon.add_export(option.value);
+      break;
+    case nbd_server:
+      co_await daemon.add_nbd_server(option.value);
       break;
     case object:
       if (option.value == "help" || option.value == "?") {
