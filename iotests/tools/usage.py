@@ -545,6 +545,21 @@ def the_program_by_itself(t, line):
 
 
 @case
+def names_that_the_help_of_version_10_lists_are_known(t):
+    """(Some of them crash or are refused there.)"""
+    t.vise_img("create", "-q", "-f", "qcow2", "image", "1M")
+    for words in (["--create", "one"], ["--create=two"], ["--apply", "one"], ["--delete=one"]):
+        t.vise_img("snapshot", *words, "image")
+    t.equal([entry["name"] for entry in t.vise_img("info", "--output=json", "image").json["snapshots"]],
+            ["two"], "snapshots")
+    t.equal(t.vise_img("measure", "-s", "1M").stdout, t.vise_img("measure", "--size", "1M").stdout, "measure")
+    t.vise_img("bitmap", "--format", "qcow2", "--add", "image", "b")
+    t.vise_img("bench", "--quiet", "--count", "5", "image")
+    t.vise_img("convert", "--compress", "--progress", "--output-format", "qcow2", "image", "new")
+    t.vise_img("convert", "--no-create", "--output-format", "qcow2", "image", "new")
+
+
+@case
 def there_are_enough_lines(t):
     t.check(sum(len(lines.strip().splitlines()) for lines in LINES.values()) >= 150, "too few")
 

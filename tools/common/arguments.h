@@ -27,7 +27,6 @@ enum : int {
   target_image_opts,
   object,
   output,
-  size,
   target_is_zero,
   bitmaps,
   skip_broken_bitmaps,

@@ -17,6 +17,15 @@ ImageArguments image_argument(const Arguments& arguments, std::size_t index) {
   return image;
 }
 
+ImageArguments writable_image_argument(const Arguments& arguments, std::size_t index) {
+  ImageArguments image = image_argument(arguments, index);
+  image.force_share = false;
+  image.read_only = false;
+  image.discard_unmap = true;
+  image.cache = cache_argument(arguments, 't');
+  return image;
+}
+
 CacheMode cache_argument(const Arguments& arguments, int key) {
   return parse_cache_mode(arguments.value_or(key, "writeback"));
 }

@@ -44,6 +44,10 @@ inline constexpr OptionSpec version = {'V', "version", nullptr, "the version"};
 /// The image that operand `index` names, read-only, as -f, --image-opts and -U say.
 ImageArguments image_argument(const Arguments& arguments, std::size_t index = 0);
 
+/// The same for images that are to be changed: writable, with the cache mode of -t. -U is for the
+/// command to look at.
+ImageArguments writable_image_argument(const Arguments& arguments, std::size_t index = 0);
+
 /// The cache mode that option `key` names; writeback if it is not given. Throws Error(EINVAL).
 CacheMode cache_argument(const Arguments& arguments, int key);
 

@@ -6,7 +6,6 @@
 #include <cerrno>
 #include <csignal>
 #include <cstdio>
-#include <new>
 #include <span>
 #include <string>
 #include <utility>
@@ -14,6 +13,7 @@
 
 #include "tools/common/arguments.h"
 #include "tools/common/output.h"
+#include "tools/common/program.h"
 #include "tools/daemon/daemon.h"
 #include "tools/daemon/service.h"
 #include "util/fd_watch.h"
@@ -171,34 +171,21 @@ int run(const Arguments& arguments) {
 int main_of(const Program& program, std::span<const std::string> words) {
   try {
     const Arguments arguments = parse_arguments(program.name, words, options);
-    if (arguments.has('h')) {
-      print(help_text(program));
-      return 0;
-    }
-    if (arguments.has('V')) {
-      print(version_text(program));
-      return 0;
-    }
-    if (!arguments.operands.empty()) {
-      throw Error(EINVAL, fmt::format("Unexpected argument: {}", arguments.operands[0]));
-    }
-    return run(arguments);
+    if (answer_help(program, arguments, [&] { return help_text(program); })) return 0;
+    return report_failure(program, [&] {
+      if (!arguments.operands.empty()) {
+        throw Error(EINVAL, fmt::format("Unexpected argument: {}", arguments.operands[0]));
+      }
+      return run(arguments);
+    });
   } catch (const UsageError&) {
-  } catch (const Error& error) {
-    print_error(program, error);
-  } catch (const std::bad_alloc&) {
-    print_error(program, "Out of memory");
+    return 1;
   }
-  return 1;
 }
 
 }  // namespace
 }  // namespace vise::tools
 
 int main(int argc, char** argv) {
-  using namespace vise::tools;
-  std::signal(SIGPIPE, SIG_IGN);
-  const Program program{program_name(argv[0])};
-  const std::vector<std::string> words(argv + (argc > 0 ? 1 : 0), argv + argc);
-  return finish_output(program, main_of(program, words));
+  return vise::tools::run_program(argc, argv, vise::tools::main_of);
 }

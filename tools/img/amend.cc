@@ -1,6 +1,7 @@
 // vise-img amend.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <utility>
 
@@ -84,25 +85,19 @@ Task<int> amend(ImageSession& session, const Request& request, LongWork& work) {
 
 int run(const Program& program, const Arguments& arguments) {
   Request request;
-  for (const Arguments::Option& option : arguments.options) {
-    if (option.key != 'o') continue;
-    request.option_lists.push_back(option.value);
-    request.help = request.help || asks_for_help(option.value);
-  }
+  request.option_lists = option_lists(arguments);
+  request.help = std::ranges::any_of(request.option_lists, asks_for_help);
   if (request.option_lists.empty()) throw UsageError("Must specify options (-o)");
-  request.image.format = arguments.value_or('f', "");
-  if (request.help && !request.image.format.empty()) {
-    const auto known = amend_options_of(request.image.format);
-    if (known.empty()) fail_format(request.image.format);
-    print_help(request.image.format, known);
+  const std::string format = arguments.value_or('f', "");
+  if (request.help && !format.empty()) {
+    const auto known = amend_options_of(format);
+    if (known.empty()) fail_format(format);
+    print_help(format, known);
     return 0;
   }
   expect_operands(arguments, 1, 1, "an image file name");
-  request.image.filename = arguments.operands[0];
-  request.image.image_opts = arguments.has(key::image_opts);
+  request.image = writable_image_argument(arguments);
   request.image.read_only = request.help;
-  request.image.discard_unmap = true;
-  request.image.cache = cache_argument(arguments, 't');
   return run_long_session(program, arguments, LongWork::OnInterrupt::die, amend, request);
 }
 

@@ -103,8 +103,7 @@ Task<int> bitmap(ImageSession& session, const Request& request) {
 int run(const Program& program, const Arguments& arguments) {
   expect_operands(arguments, 2, 2, "the names of an image file and a bitmap");
   Request request;
-  request.image = image_argument(arguments);
-  request.image.read_only = false;
+  request.image = writable_image_argument(arguments);
   request.image.open_backing = false;
   request.bitmap = arguments.operands[1];
   for (const Arguments::Option& option : arguments.options) {

@@ -137,10 +137,7 @@ Task<int> commit(ImageSession& session, const Request& request, LongWork& work) 
 int run(const Program& program, const Arguments& arguments) {
   expect_operands(arguments, 1, 1, "an image file name");
   Request request;
-  request.image = image_argument(arguments);
-  request.image.read_only = false;
-  request.image.discard_unmap = true;
-  request.image.cache = cache_argument(arguments, 't');
+  request.image = writable_image_argument(arguments);
   if (const std::string* name = arguments.last('b')) request.base = *name;
   request.copy.compressed = arguments.has('c');
   request.copy.keep_compressed = true;

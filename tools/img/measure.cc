@@ -24,7 +24,7 @@ namespace vise::tools {
 namespace {
 
 constexpr OptionSpec options[] = {
-    {key::size, "size", "SIZE", "measure an empty image of that size"},
+    {'s', "size", "SIZE", "measure an empty image of that size"},
     {'O', "target-format", "FORMAT", "format of the new image, raw if not given"},
     {'o', "options", "OPTIONS", "its creation options, key=value,…"},
     {'l', "snapshot", "SNAPSHOT", "measure what a snapshot holds"},
@@ -112,7 +112,7 @@ Task<int> measure(ImageSession& session, const Request& request) {
 int run(const Program& program, const Arguments& arguments) {
   expect_operands(arguments, 0, 1, "an image file name");
   const bool has_file = !arguments.operands.empty();
-  const std::string* size = arguments.last(key::size);
+  const std::string* size = arguments.last('s');
   if (has_file == (size != nullptr)) {
     throw UsageError("Either --size or one image file name must be given");
   }

@@ -413,14 +413,10 @@ int run(const Program& program, const Arguments& arguments) {
   if (!request.backing_name.empty() && !arguments.has('F')) {
     throw Error(EINVAL, "A backing file needs its format (-F)");
   }
-  request.image = image_argument(arguments);
-  request.image.force_share = false;  // -U is about the backing files
-  request.image.read_only = false;
-  request.image.discard_unmap = true;
+  request.image = writable_image_argument(arguments);
   request.image.open_backing = !request.unsafe;
-  request.image.cache = cache_argument(arguments, 't');
   request.backing.format = request.backing_format;
-  request.backing.force_share = arguments.has('U');
+  request.backing.force_share = arguments.has('U');  // it is about the backing files alone
   request.backing.cache = cache_argument(arguments, 'T');
   request.compress = arguments.has('c');
   request.as_stored = !arguments.has(key::recompress);

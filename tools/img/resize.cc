@@ -76,9 +76,7 @@ Task<int> resize(ImageSession& session, const Request& request) {
 int run(const Program& program, const Arguments& arguments) {
   expect_operands(arguments, 2, 2, "an image file name and a size");
   Request request;
-  request.image = image_argument(arguments);
-  request.image.read_only = false;
-  request.image.discard_unmap = true;
+  request.image = writable_image_argument(arguments);
   std::string size = arguments.operands[1];
   if (size.starts_with('+')) request.change = Request::Change::add;
   if (size.starts_with('-')) request.change = Request::Change::subtract;

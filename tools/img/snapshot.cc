@@ -19,9 +19,9 @@ namespace {
 
 constexpr OptionSpec options[] = {
     {'l', "list", nullptr, "list the snapshots; so without -a, -c or -d"},
-    {'a', nullptr, "SNAPSHOT", "make the disk what it was (an ID or a name)"},
-    {'c', nullptr, "NAME", "create a snapshot"},
-    {'d', nullptr, "NAME", "delete the snapshot of that name"},
+    {'a', "apply", "SNAPSHOT", "make the disk what it was (an ID or a name)"},
+    {'c', "create", "NAME", "create a snapshot"},
+    {'d', "delete", "NAME", "delete the snapshot of that name"},
     shared::format,
     shared::image_opts,
     {'U', "force-share", nullptr, "others may write the image meanwhile; only with -l"},

@@ -1,13 +1,12 @@
 // vise-nbd: serves an image over NBD, or lists what a server has.
 #include <fmt/format.h>
 
-#include <csignal>
-#include <new>
+#include <cstdio>
 #include <span>
 #include <string>
-#include <vector>
 
 #include "tools/common/output.h"
+#include "tools/common/program.h"
 #include "tools/nbd/background.h"
 #include "tools/nbd/list.h"
 #include "tools/nbd/options.h"
@@ -19,14 +18,7 @@ namespace {
 
 int run(const Program& program, std::span<const std::string> words) {
   Arguments arguments = parse_arguments(program.name, words, nbd_options());
-  if (arguments.has('h')) {
-    print(nbd_help(program));
-    return 0;
-  }
-  if (arguments.has('V')) {
-    print(version_text(program));
-    return 0;
-  }
+  if (answer_help(program, arguments, [&] { return nbd_help(program); })) return 0;
   const unsigned sockets = inherited_sockets();
   if (sockets > 1) {
     throw Error(EINVAL, fmt::format("systemd has passed {} sockets, one is allowed", sockets));
@@ -38,26 +30,18 @@ int run(const Program& program, std::span<const std::string> words) {
 
 int main_of(const Program& program, std::span<const std::string> words) {
   try {
-    return run(program, words);
+    return report_failure(program, [&] { return run(program, words); });
   } catch (const UsageError& error) {
     if (*error.what() != '\0') print_error(program, error.what());
     std::fputs(fmt::format("Try '{} --help' for more information.\n", program.name).c_str(),
                stderr);
-  } catch (const Error& error) {
-    print_error(program, error);
-  } catch (const std::bad_alloc&) {
-    print_error(program, "Out of memory");
+    return 1;
   }
-  return 1;
 }
 
 }  // namespace
 }  // namespace vise::tools
 
 int main(int argc, char** argv) {
-  using namespace vise::tools;
-  std::signal(SIGPIPE, SIG_IGN);
-  const Program program{program_name(argv[0])};
-  const std::vector<std::string> words(argv + (argc > 0 ? 1 : 0), argv + argc);
-  return finish_output(program, main_of(program, words));
+  return vise::tools::run_program(argc, argv, vise::tools::main_of);
 }
