@@ -37,7 +37,7 @@ struct CheckRequest {
   /// but no corruption of the metadata.
   bool data = false;
   std::function<void(const DamagedCluster&)> on_damaged;  // with `data`; may be empty
-  std::function<void(double fraction)> on_progress;       // with `data`: 0 to 1; may be empty
+  std::function<void(double fraction)> on_progress;       // 0 to 1, with `data` of that
 };
 
 /// What decoding all compressed clusters has shown. A cluster counts once for each L2 table that

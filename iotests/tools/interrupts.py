@@ -227,7 +227,7 @@ def what_is_changed_in_place_stays_valid(t, work, name):
         t.vise_img("compare", "-f", "qcow2", "-F", "raw", "disk.qcow2", "raw")
 
 
-@cases(command=["convert", "commit", "rebase", "compare", "amend"])
+@cases(command=["convert", "commit", "rebase", "compare", "amend", "check"])
 def the_signal_shows_progress(t, command):
     overlay(t)
     t.vise_img("create", "-f", "qcow2", "other.qcow2", "8M")
@@ -236,6 +236,7 @@ def the_signal_shows_progress(t, command):
         "commit": ["commit", "-q", "-r", "8M", "top.qcow2"],
         "rebase": ["rebase", "-b", "other.qcow2", "-F", "qcow2", *slow("top.qcow2", 50)],
         "amend": ["amend", "-o", "compat=0.10", *slow("top.qcow2", 50)],
+        "check": ["check", "-q", *slow("top.qcow2", 5)],
         "compare": ["compare", "-q", *slow("top.qcow2", 50)[:3],
                     slow("top.qcow2", 50)[3], "driver=raw,file.filename=expected"],
     }[command]

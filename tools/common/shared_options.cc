@@ -39,7 +39,8 @@ std::vector<std::string> option_lists(const Arguments& arguments) {
 }
 
 Progress::Options progress_options(const Arguments& arguments) {
-  return {.show = arguments.has('p'), .quiet = arguments.has('q')};
+  const bool json = arguments.value_or(key::output, "") == "json";
+  return {.show = arguments.has('p'), .quiet = arguments.has('q'), .out = json ? stderr : stdout};
 }
 
 Preallocation parse_preallocation(std::string_view text) {

@@ -54,7 +54,7 @@ CacheMode cache_argument(const Arguments& arguments, int key);
 /// All values of -o, in the order given.
 std::vector<std::string> option_lists(const Arguments& arguments);
 
-/// What -p and -q say about progress.
+/// What -p and -q say about progress. JSON has the standard output for itself.
 Progress::Options progress_options(const Arguments& arguments);
 
 /// "off", "metadata", "falloc" or "full". Throws Error(EINVAL) for anything else.

@@ -9,8 +9,8 @@
 
 #include "qapi/qapi-types.h"
 #include "tools/common/key_order.h"
+#include "tools/common/long_work.h"
 #include "tools/common/open.h"
-#include "tools/common/progress.h"
 #include "tools/common/shared_options.h"
 #include "tools/img/command.h"
 #include "util/json.h"
@@ -24,7 +24,7 @@ namespace {
 constexpr OptionSpec options[] = {
     {'r', "repair", "leaks|all", "repair what is found: leaked clusters only, or everything"},
     {key::data, "data", nullptr, "decode every compressed cluster, and say which are damaged"},
-    {'p', "progress", nullptr, "show progress; needs --data"},
+    shared::progress,
     shared::output,
     shared::format,
     shared::image_opts,
@@ -42,7 +42,6 @@ struct Request {
   Repair repair = Repair::none;
   OutputFormat output = OutputFormat::human;
   bool data = false;
-  bool show_progress = false;
   bool quiet = false;
 };
 
@@ -147,7 +146,7 @@ std::string json_text(const Findings& findings, const Request& request, std::str
   return json::print(in_printing_order(to_value(check))) + "\n";
 }
 
-Task<int> check(ImageSession& session, const Request& request) {
+Task<int> check(ImageSession& session, const Request& request, LongWork& work) {
   Child* root = co_await session.open(request.image);
   Node& node = root->node();
   auto* checkable = dynamic_cast<Checkable*>(&node.driver());
@@ -155,11 +154,8 @@ Task<int> check(ImageSession& session, const Request& request) {
     print_error(session.program(), "This image format does not support checks");
     co_return unsupported;
   }
-  // JSON has the standard output for itself.
-  Progress progress({.show = request.show_progress,
-                     .quiet = request.quiet,
-                     .out = request.output == OutputFormat::json ? stderr : stdout});
-  if (request.data) progress.start();
+  Progress& progress = work.progress();
+  progress.start();
   Findings findings;
   CheckRequest check;
   check.repair = request.repair;
@@ -170,10 +166,8 @@ Task<int> check(ImageSession& session, const Request& request) {
   };
   check.on_progress = [&progress](double fraction) { progress.set(fraction); };
   findings.result = co_await checkable->check(std::move(check)).context("The check failed");
-  if (request.data) {
-    progress.complete();
-    progress.end();
-  }
+  progress.complete();
+  progress.end();
   const CheckResult& result = findings.result;
   if (request.data && !result.data) {
     print_error(session.program(), "This image format has no compressed clusters to check");
@@ -201,10 +195,6 @@ int run(const Program& program, const Arguments& arguments) {
   request.output = output_format(arguments);
   request.quiet = arguments.has('q');
   request.data = arguments.has(key::data);
-  request.show_progress = arguments.has('p');
-  if (request.show_progress && !request.data) {
-    throw Error(EINVAL, "-p (--progress) needs --data: the rest takes no time worth showing");
-  }
   if (const std::string* repair = arguments.last('r')) {
     if (*repair != "leaks" && *repair != "all") {
       throw Error(EINVAL, fmt::format("-r (--repair) must be leaks or all, not '{}'", *repair));
@@ -215,7 +205,7 @@ int run(const Program& program, const Arguments& arguments) {
       throw Error(EINVAL, "-U (--force-share) cannot be used when repairing");
     }
   }
-  return run_session(program, arguments, check, request);
+  return run_long_session(program, arguments, LongWork::OnInterrupt::die, check, request);
 }
 
 }  // namespace

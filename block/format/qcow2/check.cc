@@ -19,6 +19,17 @@ CheckRequest without_repair(const CheckRequest& request) {
   return result;
 }
 
+// A repair looks at everything twice; decoding has its own progress.
+CheckRequest with_half_progress(const CheckRequest& request, double start) {
+  CheckRequest result = request;
+  if (request.on_progress && !request.data) {
+    result.on_progress = [report = request.on_progress, start](double fraction) {
+      report(start + fraction / 2);
+    };
+  }
+  return result;
+}
+
 Task<CheckResult> check_only(Child& file, const Header& header, const CheckRequest& request) {
   CheckPass pass(file, header, request);
   co_await pass.run(CheckPass::Copied::check);
@@ -82,6 +93,7 @@ Task<void> free_replaced(Child& file, Header& header, const CheckRequest& reques
   quiet.repair = Repair::leaks;
   quiet.on_finding = nullptr;
   quiet.data = false;
+  quiet.on_progress = nullptr;
   co_await repair_once(file, header, quiet);
 }
 
@@ -93,11 +105,12 @@ Task<CheckResult> check_image(Child& file, Header& header, CheckRequest request)
     co_return found;
   }
   const HostOffset snapshots_before = header.snapshots_offset;
-  const Fixed fixed = co_await repair_once(file, header, request);
+  const CheckRequest first = with_half_progress(request, 0);
+  const Fixed fixed = co_await repair_once(file, header, first);
   if (header.snapshots_offset != snapshots_before) {
     co_await free_replaced(file, header, request);
   }
-  const CheckRequest second = without_repair(request);
+  const CheckRequest second = without_repair(with_half_progress(request, 0.5));
   CheckResult result = co_await check_only(file, header, second);
   result.corruptions_fixed = fixed.corruptions;
   result.leaks_fixed = fixed.leaks;

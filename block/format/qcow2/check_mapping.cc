@@ -92,8 +92,13 @@ Task<void> CheckPass::count_l2_tables() {
     offsets.push_back(use.offset);
   }
   BatchReader reader(file_, header_.cluster_size(), offsets);
+  std::size_t visited = 0;
   BatchReader::Visit visit = [&](std::size_t i, std::span<const std::byte> table) {
     visit_l2(l2_tables[i], table);
+    ++visited;
+    if (request_.on_progress && !request_.data) {
+      request_.on_progress(static_cast<double>(visited) / static_cast<double>(l2_tables.size()));
+    }
   };
   BatchReader::Fail fail = [&](std::size_t i, const std::string& error) {
     ++result.check_errors;
