@@ -255,6 +255,7 @@ bool Space::take_round_due() {
 
 void Space::found_holes(std::uint64_t cluster, const std::vector<HostRange>& holes) {
   if (cursor_ && cluster_of(*cursor_) == cluster) return;  // its end is given out anyway
+  if (cluster >= packing_end_) return;
   holes_.forget_cluster(cluster);
   for (const HostRange& hole : holes) holes_.add(hole);
 }
@@ -271,6 +272,7 @@ void Space::stop_packing_from(std::uint64_t cluster) {
   if (cursor_ && cluster_of(*cursor_) >= cluster) cursor_.reset();
   holes_.forget_from(cluster);
   session_clusters_.cut(cluster);
+  packing_end_ = cluster;
 }
 
 void Space::forget_free_from(std::uint64_t cluster) {
@@ -283,6 +285,7 @@ void Space::forget_packing() {
   holes_.clear();
   session_clusters_.clear();
   lost_bytes_ = all_unknown;
+  packing_end_ = UINT64_MAX;
 }
 
 }  // namespace vise::qcow2

@@ -131,6 +131,7 @@ class Space {
   RunSet free_clusters_;     // known to be free, below the scan position
   RunSet session_clusters_;  // hold compressed clusters that this session alone has written
   HoleMap holes_;            // inside session_clusters_ and where found_holes() said
+  std::uint64_t packing_end_ = UINT64_MAX;  // no holes are looked for from that cluster on
   bool lacks_holes_ = false;
   std::uint64_t lost_bytes_ = all_unknown;  // freed and not in holes_, about
   UseMap* watched_ = nullptr;
