@@ -256,7 +256,7 @@ def the_signal_shows_progress(t, command):
 @case
 def other_commands_survive_the_signal_silently(t):
     t.vise_img("create", "-f", "qcow2", "disk.qcow2", "1M")
-    work = Running(t, "info", *slow("disk.qcow2", 20))
+    work = Running(t, "info", *slow("disk.qcow2", 2))
     work.wait_until_it_runs()
     work.send(signal.SIGUSR1)
     code, stdout, stderr = work.end()
