@@ -381,7 +381,9 @@ def snapshots_beside_bitmaps(t):
         getattr(t, program)("snapshot", "-a", "one", "a", code=1)
     t.vise_img("convert", "-l", "one", "-O", "qcow2", "a", "old")
     t.vise_io("-r", "-f", "qcow2", "old", commands=["read -P 1 0 1M"])
-    t.fails_clearly(t.vise_img("convert", "-l", "one", "--bitmaps", "-O", "qcow2", "a", "x", code=1), "snapshot")
+    for program in ["qemu_img", "vise_img"]:  # the disk is the snapshot's, the bitmaps are the image's
+        getattr(t, program)("convert", "-l", "one", "--bitmaps", "-O", "qcow2", "a", program)
+        t.equal(Directory(t, program).granules("b"), [0], f"bits that {program} copied")
     t.vise_img("snapshot", "-d", "two", "a")
     t.equal(Directory(t, "a").granules("b"), [0], "bits")
     t.sound("a")

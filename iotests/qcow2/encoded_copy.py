@@ -119,8 +119,10 @@ def a_commit_keeps_compressed_clusters_compressed(t, codec, cluster_size, refcou
     held = compressed_clusters(t, "mid.qcow2")
     t.vise_img("commit", "-q", "mid.qcow2")
     kept = compressed_clusters(t, "base.qcow2")
-    # Of 512-byte clusters see above; and data is rounded out to 4 KiB.
-    t.check(held // 3 < kept if cluster_size == 512 else kept == held, f"kept {kept} of {held}")
+    # A stored length is known to the next 512 bytes only. Where that is a whole cluster, as with most
+    # of 512 bytes and one or two of 4 KiB, the cluster is stored plainly.
+    least = {512: held // 3 + 1, 4 * KIB: held - 2}.get(cluster_size, held)
+    t.check(least <= kept <= held, f"kept {kept} of {held}")
     for image in ["base.qcow2", "mid.qcow2"]:
         t.reads_as(image, "expected")
 

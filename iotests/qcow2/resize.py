@@ -28,6 +28,21 @@ def any_sequence_of_sizes(t, options):
         t.write("now", t.read("now")[:size - 512] + bytes([7]) * 512)
 
 
+# An L1 table longer than the clusters that one refcount block counts, with 64-bit counts above all.
+@cases(refcount_bits=[8, 16, 32, 64])
+def a_table_of_many_small_clusters(t, refcount_bits):
+    t.vise_img("create", "-q", "-f", "qcow2", "-o", f"cluster_size=512,refcount_bits={refcount_bits}",
+               "a.qcow2", "100M")
+    t.vise_io("-f", "qcow2", "a.qcow2", commands=["write -q -P 3 1M 2M"])
+    t.vise_img("resize", "-q", "a.qcow2", "4G")
+    t.sound("a.qcow2")
+    t.vise_io("-f", "qcow2", "a.qcow2", commands=[
+        "read -P 3 1M 2M", "read -P 0 3M 97M", "write -q -P 4 3G 2M", "write -q -c -P 5 2G 2M"])
+    t.qemu_io("-f", "qcow2", "a.qcow2", commands=["read -P 3 1M 2M", "read -P 4 3G 2M", "read -P 5 2G 2M"])
+    t.sound("a.qcow2")
+    t.check(os.path.getsize(t.path("a.qcow2")) < 64 * MIB, "the file has grown beyond its content")
+
+
 @cases(program=["vise", "qemu"])
 def what_a_shrink_cuts_off_never_comes_back(t, program):
     t.vise_img("create", "-q", "-f", "qcow2", "a.qcow2", "1M")

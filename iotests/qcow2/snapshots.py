@@ -227,7 +227,7 @@ def what_cannot_be_done_is_refused_and_changes_nothing(t):
     t.sound("one.qcow2")
 
 
-@cases(bits=[1, 16])
+@cases(bits=[1, 16, 64])
 def hundreds_of_thousands_of_clusters_take_no_quadratic_step(t, bits):
     """330,000 clusters in 5,000 tables: minutes, were it quadratic."""
     options = f"cluster_size=512,preallocation=metadata,refcount_bits={bits}"

@@ -238,8 +238,12 @@ Task<int> convert(ImageSession& session, const Request& request, LongWork& work)
     copying.sources.push_back(root);
     size += align_up(root->size(), 512);
   }
-  Node& source = copying.sources.front()->node();
-  if (request.bitmaps) check_bitmaps(source, request.broken_bitmaps);
+  Child* marked = copying.sources.front();
+  if (request.bitmaps && request.snapshot) {  // which has none; those of the image are meant
+    Child* image = co_await open_source(session, request.sources.front());
+    marked = image;
+  }
+  if (request.bitmaps) check_bitmaps(marked->node(), request.broken_bitmaps);
   const bool has_backing = target && target->options.contains("backing_file");
   const bool new_file = target && target->types.protocol->name == "file";
   if (target) co_await make_target(session, request, std::move(*target), size, work);
@@ -277,7 +281,7 @@ Task<int> convert(ImageSession& session, const Request& request, LongWork& work)
     };
   }
   co_await copy(std::move(copying));
-  if (request.bitmaps) copy_bitmaps(session.program(), source, root->node());
+  if (request.bitmaps) copy_bitmaps(session.program(), marked->node(), root->node());
   co_await root->flush();
   if (request.create) mark_complete(*root);
   co_await session.close(root);

@@ -78,7 +78,7 @@ Task<void> Qcow2::commit() {
   co_await file_->event(Event::flush_to_os);
   const std::uint64_t covered = commits_wanted_;
   // After a failed flush, entries may be on their way to the disk that free something.
-  if (mapping_.is_dirty() || space_.has_pending()) {
+  if (mapping_.is_dirty() || space_.has_pending() || refcounts_.has_abandoned()) {
     co_await commit_now();
   } else {
     co_await file_->event(Event::flush_to_disk);

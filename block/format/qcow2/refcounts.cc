@@ -307,16 +307,36 @@ Task<void> Refcounts::add_block(std::uint64_t cluster) {
   cache_.mark_dirty(slice);
 }
 
-// A larger table goes to where the old one ends to cover, since nothing can be in use there:
-// [new table][blocks that count the table and themselves]. All of it is stable before the header
-// names it, and only then does memory change, so that a failure leaves everything as it was.
 Task<void> Refcounts::grow_table(std::uint64_t cluster) {
   // Protects the growth as a whole; innermost lock, nothing else is waited for under it but I/O.
   AsyncMutex::Guard guard = co_await growth_.lock();
   if (cluster / entries_per_block() < table_.size()) co_return;  // somebody else's growth did it
-
   co_await file_.event(Event::reftable_grow);
-  const GrownTable plan = plan_growth(cluster);
+  const GrownTable plan = plan_growth(cluster, 0);
+  co_await install(plan);
+}
+
+Task<Refcounts::Run> Refcounts::take_behind_new_table(std::uint64_t count) {
+  Run run{0, 0};
+  {
+    AsyncMutex::Guard guard = co_await growth_.lock();
+    co_await file_.event(Event::reftable_grow);
+    const GrownTable plan = plan_growth(0, count);
+    co_await install(plan);
+    run.first = (plan.offset.bytes() + plan.image.size()) >> header_.cluster_bits;
+  }
+  while (run.count < count) {
+    const std::uint64_t taken = co_await take_run(run.first + run.count, count - run.count);
+    if (taken == 0) break;  // somebody else's by now
+    run.count += taken;
+  }
+  co_return run;
+}
+
+// A larger table goes to where the old one ends to cover, since nothing can be in use there:
+// [new table][blocks that count the table and themselves]. All of it is stable before the header
+// names it, and only then does memory change, so that a failure leaves everything as it was.
+Task<void> Refcounts::install(const GrownTable& plan) {
   const HostRange place{plan.offset, plan.image.size()};
   if (const auto hit = guard_.find(place)) co_await guard_.refuse(*hit, place);
   // Blocks that the old table on disk lacks are named by the new one: they must be stable too.
@@ -407,7 +427,7 @@ Task<void> Refcounts::copy_counts(ClusterCounts& counts) {
   }
 }
 
-Refcounts::GrownTable Refcounts::plan_growth(std::uint64_t cluster) const {
+Refcounts::GrownTable Refcounts::plan_growth(std::uint64_t cluster, std::uint64_t behind) const {
   const std::uint64_t cluster_size = header_.cluster_size();
   const std::uint64_t per_block = entries_per_block();
   const std::uint64_t first = std::max(cluster, table_.size() * per_block);
@@ -415,7 +435,7 @@ Refcounts::GrownTable Refcounts::plan_growth(std::uint64_t cluster) const {
   std::uint64_t blocks = 0;
   // More clusters need more blocks and perhaps a longer table: until nothing changes.
   for (;;) {
-    const std::uint64_t last_index = (first + table_clusters + blocks) / per_block;
+    const std::uint64_t last_index = (first + table_clusters + blocks + behind) / per_block;
     const std::uint64_t needed_clusters = divide_up((last_index + 1) * 3 / 2 * 8, cluster_size);
     const std::uint64_t needed_blocks = last_index - first / per_block + 1;
     if (needed_clusters <= table_clusters && needed_blocks <= blocks) break;

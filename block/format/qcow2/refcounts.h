@@ -67,6 +67,13 @@ class Refcounts {
   /// The same from exactly `first` on; 0 if that one is not free. Leaves the scan position.
   Task<std::uint64_t> take_run(std::uint64_t first, std::uint64_t most);
 
+  /// Takes `count` clusters in a row behind a new, longer table, which comes with the blocks that
+  /// count them: a block that is added alone is the first cluster that it counts, so take_free()
+  /// and take_run() never find more than longest_run() in a row there. Fewer if somebody else has
+  /// taken the next one.
+  Task<Run> take_behind_new_table(std::uint64_t count);
+  std::uint64_t longest_run() const { return entries_per_block() - 1; }
+
   /// The cluster where take_free() goes on searching.
   std::uint64_t scan_position() const { return scan_; }
   /// It goes on from there if it is further.
@@ -103,6 +110,7 @@ class Refcounts {
   std::uint64_t dirty_bytes() const { return cache_.dirty_bytes(); }
 
   /// Clusters of an old refcount table, no longer referenced on disk; the caller frees them.
+  bool has_abandoned() const { return !abandoned_.empty(); }
   std::vector<HostRange> take_abandoned() { return std::exchange(abandoned_, {}); }
 
   std::uint64_t max_count() const { return header_.refcount_max(); }
@@ -129,7 +137,10 @@ class Refcounts {
     std::vector<NewBlock> blocks;  // those in `image`
   };
   Task<void> grow_table(std::uint64_t cluster);
-  GrownTable plan_growth(std::uint64_t cluster) const;
+  /// For a table that has room for `cluster`, and for `behind` clusters behind itself and its
+  /// blocks, which are counted already.
+  GrownTable plan_growth(std::uint64_t cluster, std::uint64_t behind) const;
+  Task<void> install(const GrownTable& plan);
   Task<void> switch_table(HostOffset offset, std::uint32_t clusters);
 
   Header& header_;

@@ -49,13 +49,26 @@ Task<HostRange> Space::allocate_clusters(std::uint64_t most) {
                       run.count << geometry_.cluster_bits};
 }
 
+Task<Refcounts::Run> Space::take_long_run(std::uint64_t count) {
+  const Refcounts::Run run = co_await refcounts_.take_behind_new_table(count);
+  const HostRange range{HostOffset(run.first << geometry_.cluster_bits),
+                        run.count << geometry_.cluster_bits};
+  if (const auto hit = guard_.find(range)) co_await guard_.refuse(*hit, range);
+  co_return run;
+}
+
 Task<HostRange> Space::allocate_contiguous(std::uint64_t count) {
   if (count == 1) co_return co_await allocate_clusters(1);  // wherever there is one
   HostRange range{HostOffset(0), 0};
   const std::uint64_t wanted = count << geometry_.cluster_bits;
   while (range.length < wanted) {
-    const Refcounts::Run run =
-        co_await take_free((wanted - range.length) >> geometry_.cluster_bits);
+    // A row longer than one refcount block counts is not there to be found: blocks lie in between.
+    Refcounts::Run run{0, 0};
+    if (count > refcounts_.longest_run()) {
+      run = co_await take_long_run(count);
+    } else {
+      run = co_await take_free((wanted - range.length) >> geometry_.cluster_bits);
+    }
     const HostRange more{HostOffset(run.first << geometry_.cluster_bits),
                          run.count << geometry_.cluster_bits};
     if (range.length > 0 && range.end() == more.start) {

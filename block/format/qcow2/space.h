@@ -107,6 +107,7 @@ class Space {
     return offset.bytes() >> geometry_.cluster_bits;
   }
   Task<Refcounts::Run> take_free(std::uint64_t most);
+  Task<Refcounts::Run> take_long_run(std::uint64_t count);
   Task<HostOffset> append_bytes(std::uint64_t length);
   Task<bool> share_cluster(std::uint64_t cluster);
   void abandon_cluster(std::uint64_t cluster);
