@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "util/clean_up.h"
 #include "vise/error.h"
 
 namespace vise {
@@ -45,17 +46,11 @@ Task<std::unique_ptr<ChainSource>> ChainSource::open(Node& top, Node* base, std:
 }
 
 Task<void> ChainSource::close() {
-  std::exception_ptr failure;
-  for (const std::unique_ptr<Child>& edge : layers_) {
-    try {
-      co_await edge->detach();
-    } catch (...) {
-      if (!failure) failure = std::current_exception();
-    }
-  }
+  CleanUp steps;
+  for (const std::unique_ptr<Child>& edge : layers_) co_await steps.step(edge->detach());
   layers_.clear();
   base_.reset();
-  if (failure) std::rethrow_exception(failure);
+  steps.finish();
 }
 
 std::vector<Node*> ChainSource::nodes() const {

@@ -11,6 +11,7 @@
 #include "job/bitmap_handover.h"
 #include "job/copy_job.h"
 #include "job/job_filter.h"
+#include "util/clean_up.h"
 #include "vise/error.h"
 
 namespace vise {
@@ -96,30 +97,15 @@ class BackupJob final : public CopyJob {
   Node& device() const { return *device_; }
 
   Task<void> clean() override {
-    std::exception_ptr failure;
-    const auto keep = [&failure] {
-      if (!failure) failure = std::current_exception();
-    };
-    try {
-      if (filter_) co_await filter_->remove();
-    } catch (...) {
-      keep();
-    }
-    try {
-      if (source_) co_await source_->close();
-    } catch (...) {
-      keep();
-    }
-    try {
-      if (target_) co_await target_->detach();
-    } catch (...) {
-      keep();
-    }
+    CleanUp steps;
+    if (filter_) co_await steps.step(filter_->remove());
+    if (source_) co_await steps.step(source_->close());
+    if (target_) co_await steps.step(target_->detach());
     handover_.reset();
     Graph& graph = device_->graph();
     co_await graph.release(std::move(device_));
     co_await graph.release(std::move(target_node_));
-    if (failure) std::rethrow_exception(failure);
+    steps.finish();
   }
 
  protected:
@@ -139,12 +125,7 @@ class BackupJob final : public CopyJob {
 
   Task<std::optional<GuestRange>> next(GuestOffset from) override {
     if (broken_) throw *broken_;
-    const std::optional<GuestRange> dirty = todo_.next_dirty(from);
-    if (!dirty) co_return std::nullopt;
-    const std::uint64_t chunk = chunk_size(unit_);
-    const std::uint64_t start = dirty->start.bytes();
-    const std::uint64_t end = std::min(start - start % chunk + chunk, dirty->end().bytes());
-    co_return GuestRange{dirty->start, end - start};
+    co_return next_dirty_chunk(todo_, from, unit_);
   }
 
   Task<void> copy(GuestRange range) override {
@@ -277,19 +258,8 @@ Task<std::shared_ptr<Job>> make_backup_job(JobTable& jobs, BackupSettings settin
   std::optional<std::string> bitmap = std::move(settings.bitmap);
   std::optional<std::string> filter_name = std::move(settings.filter_node_name);
   const auto job = std::make_shared<BackupJob>(jobs.events(), std::move(settings), mode);
-  std::exception_ptr failure;
-  try {
-    co_await job->prepare(std::move(bitmap), std::move(filter_name));
-  } catch (...) {
-    failure = std::current_exception();
-  }
-  if (!failure) co_return job;
-  try {
-    co_await job->clean();
-  } catch (const Error&) {
-    // What failed first is what is told.
-  }
-  std::rethrow_exception(failure);
+  Task<void> preparation = job->prepare(std::move(bitmap), std::move(filter_name));
+  co_return co_await CopyJob::prepared(job, std::move(preparation));
 }
 
 }  // namespace vise

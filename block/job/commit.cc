@@ -9,6 +9,7 @@
 #include "copy/chain_source.h"
 #include "job/copy_job.h"
 #include "job/job_filter.h"
+#include "util/clean_up.h"
 #include "vise/error.h"
 #include "vise/image_operations.h"
 
@@ -31,7 +32,8 @@ class CommitJob final : public CopyJob {
     set_total(top_->size());
   }
 
-  Task<void> prepare(std::optional<std::string> filter_name) {
+  Task<void> prepare(std::optional<std::string> filter_name, const JobTable& jobs) {
+    for (const Node* node : nodes_) jobs.require_idle(*node);
     const std::string user = fmt::format("commit job '{}'", id());
     if (base_->read_only()) {
       co_await base_->graph().reopen(*base_, false);
@@ -56,36 +58,17 @@ class CommitJob final : public CopyJob {
   std::vector<Node*> nodes() const override { return nodes_; }
 
   Task<void> clean() override {
-    std::exception_ptr failure;
-    const auto keep = [&failure] {
-      if (!failure) failure = std::current_exception();
-    };
-    try {
-      if (target_) co_await target_->detach();
-    } catch (...) {
-      keep();
-    }
-    try {
-      if (source_) co_await source_->close();
-    } catch (...) {
-      keep();
-    }
-    try {
-      if (filter_) co_await filter_->remove_onto(switches_ ? *base_ : *top_);
-    } catch (...) {
-      keep();
-    }
-    try {
-      if (was_read_only_) co_await base_->graph().reopen(*base_, true);
-    } catch (...) {
-      keep();
-    }
+    CleanUp steps;
+    if (target_) co_await steps.step(target_->detach());
+    if (source_) co_await steps.step(source_->close());
+    if (filter_) co_await steps.step(filter_->remove_onto(switches_ ? *base_ : *top_));
+    if (was_read_only_) co_await steps.step(base_->graph().reopen(*base_, true));
     nodes_.clear();
     filter_.reset();
     Graph& graph = top_->graph();
     co_await graph.release(std::move(top_));
     co_await graph.release(std::move(base_));
-    if (failure) std::rethrow_exception(failure);
+    steps.finish();
   }
 
  protected:
@@ -179,20 +162,8 @@ class CommitJob final : public CopyJob {
 Task<std::shared_ptr<Job>> make_commit_job(JobTable& jobs, CommitSettings settings) {
   std::optional<std::string> filter_name = std::move(settings.filter_node_name);
   const auto job = std::make_shared<CommitJob>(jobs.events(), std::move(settings));
-  std::exception_ptr failure;
-  try {
-    for (const Node* node : job->nodes()) jobs.require_idle(*node);
-    co_await job->prepare(std::move(filter_name));
-  } catch (...) {
-    failure = std::current_exception();
-  }
-  if (!failure) co_return job;
-  try {
-    co_await job->clean();
-  } catch (const Error&) {
-    // What failed first is what is told.
-  }
-  std::rethrow_exception(failure);
+  Task<void> preparation = job->prepare(std::move(filter_name), jobs);
+  co_return co_await CopyJob::prepared(job, std::move(preparation));
 }
 
 }  // namespace vise

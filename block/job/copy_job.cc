@@ -1,5 +1,10 @@
 #include "job/copy_job.h"
 
+#include <algorithm>
+
+#include "bitmap/dirty_bitmap.h"
+#include "copy/slot_holder.h"
+#include "vise/error.h"
 #include "vise/util/checked.h"
 
 namespace vise {
@@ -55,15 +60,38 @@ Task<void> CopyJob::walk(TaskScope& chunks, AsyncSemaphore& slots) {
 }
 
 Task<void> CopyJob::copy_one(GuestRange range, AsyncSemaphore& slots) {
+  const SlotHolder slot(slots);
   try {
     co_await copy(range);
   } catch (const CopyError& error) {
     failures_.emplace_back(range, error);
-  } catch (...) {
-    slots.release();
-    throw;
   }
-  slots.release();
+}
+
+std::optional<GuestRange> CopyJob::next_dirty_chunk(const DirtyBitmap& todo, GuestOffset from,
+                                                    std::uint64_t unit) {
+  const std::optional<GuestRange> dirty = todo.next_dirty(from);
+  if (!dirty) return std::nullopt;
+  const std::uint64_t chunk = chunk_size(unit);
+  const std::uint64_t start = dirty->start.bytes();
+  const std::uint64_t end = std::min(start - start % chunk + chunk, dirty->end().bytes());
+  return GuestRange{dirty->start, end - start};
+}
+
+Task<std::shared_ptr<Job>> CopyJob::prepared(std::shared_ptr<CopyJob> job, Task<void> preparation) {
+  std::exception_ptr failure;
+  try {
+    co_await std::move(preparation);
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  if (!failure) co_return std::static_pointer_cast<Job>(job);
+  try {
+    co_await job->clean();
+  } catch (const Error&) {
+    // What failed first is what is told.
+  }
+  std::rethrow_exception(failure);
 }
 
 }  // namespace vise

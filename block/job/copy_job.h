@@ -1,6 +1,7 @@
 // Jobs that copy: several stretches at once, with speed, pauses and what to do about errors.
 #pragma once
 
+#include <memory>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -9,7 +10,14 @@
 
 namespace vise {
 
+class DirtyBitmap;
+
 class CopyJob : public Job {
+ public:
+  /// The job, once `preparation` is done, which is the job's own; if that fails, the job is cleaned
+  /// and the failure thrown.
+  static Task<std::shared_ptr<Job>> prepared(std::shared_ptr<CopyJob> job, Task<void> preparation);
+
  protected:
   using Job::Job;
 
@@ -27,6 +35,9 @@ class CopyJob : public Job {
 
   /// Bytes of a stretch: whole clusters of `cluster_size`.
   static std::uint64_t chunk_size(std::uint64_t cluster_size);
+  /// The next stretch of `todo` at or after `from`, which ends where a chunk of `unit`s does.
+  static std::optional<GuestRange> next_dirty_chunk(const DirtyBitmap& todo, GuestOffset from,
+                                                    std::uint64_t unit);
   static constexpr unsigned chunks_in_flight = 8;
 
  private:

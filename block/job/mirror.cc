@@ -10,6 +10,7 @@
 #include "copy/chain_source.h"
 #include "job/copy_job.h"
 #include "job/job_filter.h"
+#include "util/clean_up.h"
 #include "vise/error.h"
 
 namespace vise {
@@ -43,7 +44,8 @@ class MirrorJob final : public CopyJob {
     options_.encoded = limits.can_compress && target_node_->type().name == "compress";
   }
 
-  Task<void> prepare(std::optional<std::string> filter_name) {
+  Task<void> prepare(std::optional<std::string> filter_name, const JobTable& jobs) {
+    for (const Node* node : nodes_) jobs.require_idle(*node);
     user_ = fmt::format("{} job '{}'", to_string(type()), id());
     const bool commits = purpose_ == Purpose::commit;
     if (commits && target_node_->read_only()) {
@@ -77,32 +79,13 @@ class MirrorJob final : public CopyJob {
   }
 
   Task<void> clean() override {
-    std::exception_ptr failure;
-    const auto keep = [&failure] {
-      if (!failure) failure = std::current_exception();
-    };
-    try {
-      if (source_) co_await source_->close();
-    } catch (...) {
-      keep();
-    }
-    try {
-      if (target_) co_await target_->detach();
-    } catch (...) {
-      keep();
-    }
+    CleanUp steps;
+    if (source_) co_await steps.step(source_->close());
+    if (target_) co_await steps.step(target_->detach());
     target_.reset();
-    try {
-      if (filter_) co_await filter_->remove_onto(switches_ ? *target_node_ : *device_);
-    } catch (...) {
-      keep();
-    }
-    try {
-      if (was_read_only_ && !switches_) {
-        co_await target_node_->graph().reopen(*target_node_, true);
-      }
-    } catch (...) {
-      keep();
+    if (filter_) co_await steps.step(filter_->remove_onto(switches_ ? *target_node_ : *device_));
+    if (was_read_only_ && !switches_) {
+      co_await steps.step(target_node_->graph().reopen(*target_node_, true));
     }
     nodes_.clear();
     filter_.reset();
@@ -111,7 +94,7 @@ class MirrorJob final : public CopyJob {
     Graph& graph = device_->graph();
     co_await graph.release(std::move(device_));
     co_await graph.release(std::move(target_node_));
-    if (failure) std::rethrow_exception(failure);
+    steps.finish();
   }
 
  protected:
@@ -130,12 +113,7 @@ class MirrorJob final : public CopyJob {
   }
 
   Task<std::optional<GuestRange>> next(GuestOffset from) override {
-    const std::optional<GuestRange> dirty = todo_.next_dirty(from);
-    if (!dirty) co_return std::nullopt;
-    const std::uint64_t chunk = chunk_size(unit_);
-    const std::uint64_t start = dirty->start.bytes();
-    const std::uint64_t end = std::min(start - start % chunk + chunk, dirty->end().bytes());
-    co_return GuestRange{dirty->start, end - start};
+    co_return next_dirty_chunk(todo_, from, unit_);
   }
 
   // Marks go before the content is read: what is written meanwhile is marked anew.
@@ -276,20 +254,8 @@ Task<std::shared_ptr<Job>> make_mirror_job(JobTable& jobs, MirrorSettings settin
   check(settings);
   std::optional<std::string> filter_name = std::move(settings.filter_node_name);
   const auto job = std::make_shared<MirrorJob>(jobs.events(), std::move(settings));
-  std::exception_ptr failure;
-  try {
-    for (const Node* node : job->nodes()) jobs.require_idle(*node);
-    co_await job->prepare(std::move(filter_name));
-  } catch (...) {
-    failure = std::current_exception();
-  }
-  if (!failure) co_return job;
-  try {
-    co_await job->clean();
-  } catch (const Error&) {
-    // What failed first is what is told.
-  }
-  std::rethrow_exception(failure);
+  Task<void> preparation = job->prepare(std::move(filter_name), jobs);
+  co_return co_await CopyJob::prepared(job, std::move(preparation));
 }
 
 }  // namespace vise

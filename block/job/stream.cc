@@ -9,6 +9,7 @@
 #include "copy/chain_source.h"
 #include "job/copy_job.h"
 #include "job/job_filter.h"
+#include "util/clean_up.h"
 #include "vise/error.h"
 #include "vise/image_operations.h"
 
@@ -47,7 +48,8 @@ class StreamJob final : public CopyJob {
     nodes_.push_back(overlay_.get());
   }
 
-  Task<void> prepare(std::optional<std::string> filter_name) {
+  Task<void> prepare(std::optional<std::string> filter_name, const JobTable& jobs) {
+    for (const Node* node : nodes_) jobs.require_idle(*node);
     set_total(overlay_->size());
     Node* const below = backing_of(*overlay_);
     const bool nothing_between =
@@ -88,30 +90,11 @@ class StreamJob final : public CopyJob {
   std::vector<Node*> nodes() const override { return nodes_; }
 
   Task<void> clean() override {
-    std::exception_ptr failure;
-    const auto keep = [&failure] {
-      if (!failure) failure = std::current_exception();
-    };
-    try {
-      if (target_) co_await target_->detach();
-    } catch (...) {
-      keep();
-    }
-    try {
-      if (filter_) co_await filter_->remove();
-    } catch (...) {
-      keep();
-    }
-    try {
-      if (source_) co_await source_->close();
-    } catch (...) {
-      keep();
-    }
-    try {
-      if (was_read_only_) co_await overlay_->graph().reopen(*overlay_, true);
-    } catch (...) {
-      keep();
-    }
+    CleanUp steps;
+    if (target_) co_await steps.step(target_->detach());
+    if (filter_) co_await steps.step(filter_->remove());
+    if (source_) co_await steps.step(source_->close());
+    if (was_read_only_) co_await steps.step(overlay_->graph().reopen(*overlay_, true));
     nodes_.clear();
     filter_.reset();
     base_.reset();
@@ -119,7 +102,7 @@ class StreamJob final : public CopyJob {
     Graph& graph = device_->graph();
     co_await graph.release(std::move(device_));
     co_await graph.release(std::move(overlay));
-    if (failure) std::rethrow_exception(failure);
+    steps.finish();
   }
 
  protected:
@@ -246,20 +229,8 @@ class StreamJob final : public CopyJob {
 Task<std::shared_ptr<Job>> make_stream_job(JobTable& jobs, StreamSettings settings) {
   std::optional<std::string> filter_name = std::move(settings.filter_node_name);
   const auto job = std::make_shared<StreamJob>(jobs.events(), std::move(settings));
-  std::exception_ptr failure;
-  try {
-    for (const Node* node : job->nodes()) jobs.require_idle(*node);
-    co_await job->prepare(std::move(filter_name));
-  } catch (...) {
-    failure = std::current_exception();
-  }
-  if (!failure) co_return job;
-  try {
-    co_await job->clean();
-  } catch (const Error&) {
-    // What failed first is what is told.
-  }
-  std::rethrow_exception(failure);
+  Task<void> preparation = job->prepare(std::move(filter_name), jobs);
+  co_return co_await CopyJob::prepared(job, std::move(preparation));
 }
 
 }  // namespace vise

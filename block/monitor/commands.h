@@ -1,4 +1,4 @@
-// The groups of commands, to be put into a table; block/commands.cc names them all.
+// The groups of commands, to be put into a table.
 #pragma once
 
 #include "monitor/command.h"
@@ -23,5 +23,8 @@ void add_transaction_commands(CommandTable& commands);
 void add_export_commands(CommandTable& commands);
 /// nbd-server-start and its relatives.
 void add_nbd_commands(CommandTable& commands);
+
+/// All of these; block/export/all_commands.cc, since the last ones are above the monitor.
+void add_all_commands(CommandTable& commands);
 
 }  // namespace vise

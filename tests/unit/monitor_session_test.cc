@@ -34,15 +34,7 @@ constexpr ExportType fake_type = {qapi::BlockExportType::nbd, make_fake};
 class QmpSessionTest : public testing::Test {
  protected:
   QmpSessionTest() {
-    add_monitor_commands(services_.commands());
-    add_node_commands(services_.commands());
-    add_job_commands(services_.commands());
-    add_bitmap_commands(services_.commands());
-    add_snapshot_commands(services_.commands());
-    add_change_commands(services_.commands());
-    add_transaction_commands(services_.commands());
-    add_export_commands(services_.commands());
-    add_nbd_commands(services_.commands());
+    add_all_commands(services_.commands());
     session_ = std::make_unique<QmpSession>(services_, QmpSession::Layout::one_line,
                                             [this](std::string text) { lines_.push_back(text); });
   }

@@ -54,15 +54,7 @@ T read_options(const std::string& text, std::string_view implied_key) {
 
 Daemon::Daemon()
     : graph_(context_), exports_(export_types()), services_(graph_, events_, exports_) {
-  add_monitor_commands(services_.commands());
-  add_node_commands(services_.commands());
-  add_job_commands(services_.commands());
-  add_bitmap_commands(services_.commands());
-  add_snapshot_commands(services_.commands());
-  add_change_commands(services_.commands());
-  add_transaction_commands(services_.commands());
-  add_export_commands(services_.commands());
-  add_nbd_commands(services_.commands());
+  add_all_commands(services_.commands());
 }
 
 Daemon::~Daemon() = default;
