@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <iterator>
 
 namespace vise {
 
@@ -28,16 +29,56 @@ FileExtents::Stretch ask(int fd, std::uint64_t offset, std::uint64_t size) {
 
 }  // namespace
 
+// Is it in the last answer, or in one before?
+bool FileExtents::knows(std::uint64_t offset) {
+  const auto holds = [&](const Stretch& stretch) {
+    return offset >= stretch.start && offset - stretch.start < stretch.length;
+  };
+  if (holds(last_)) return true;
+  const auto behind = known_.upper_bound(offset);
+  if (behind == known_.begin() || !holds(std::prev(behind)->second)) return false;
+  last_ = std::prev(behind)->second;
+  return true;
+}
+
+void FileExtents::remember(const Stretch& stretch) {
+  constexpr std::size_t most = 4096;
+  if (known_.size() >= most) known_.clear();
+  // Only the rest of an extent was asked for; what was known lies in it or outside of it.
+  known_.erase(known_.lower_bound(stretch.start),
+               known_.lower_bound(stretch.start + stretch.length));
+  known_.emplace(stretch.start, stretch);
+  last_ = stretch;
+}
+
 FileExtents::Stretch FileExtents::find(int fd, std::uint64_t offset, std::uint64_t size) {
-  const bool known = offset >= last_.start && offset - last_.start < last_.length;
-  if (!known) last_ = ask(fd, offset, size);
+  constexpr std::chrono::seconds keep{1};
+  const auto now = std::chrono::steady_clock::now();
+  if (!known_.empty() && now - since_ > keep) forget();
+  if (!knows(offset)) {
+    if (known_.empty()) since_ = now;
+    remember(ask(fd, offset, size));
+  }
   const std::uint64_t end = std::min(last_.start + last_.length, size);
   return {last_.data, offset, end - offset};
 }
 
 void FileExtents::data_written(GuestRange range) {
-  if (last_.data || range.empty()) return;
-  if (GuestRange{GuestOffset(last_.start), last_.length}.overlaps(range)) forget();
+  if (range.empty() || known_.empty()) return;
+  const std::uint64_t start = range.start.bytes();
+  auto at = known_.upper_bound(start);
+  if (at != known_.begin()) --at;
+  while (at != known_.end() && at->first < range.end().bytes()) {
+    const Stretch& stretch = at->second;
+    const bool filled = !stretch.data && stretch.start + stretch.length > start;
+    at = filled ? known_.erase(at) : std::next(at);
+  }
+  if (!last_.data) last_ = {};
+}
+
+void FileExtents::forget() {
+  last_ = {};
+  known_.clear();
 }
 
 }  // namespace vise

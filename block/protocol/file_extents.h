@@ -1,14 +1,17 @@
 // Where the data and the holes of a sparse file are.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
+#include <map>
 
 #include "vise/types.h"
 
 namespace vise {
 
-/// Asks the file system (SEEK_DATA, SEEK_HOLE) and remembers the last answer: a walk over a file
-/// in small steps would otherwise look at the same long extent over and over.
+/// Asks the file system (SEEK_DATA, SEEK_HOLE) and remembers the answers for a second: who walks an
+/// image meets the extents of its file in any order, and each of them several times. The second is
+/// for files that another process writes to.
 class FileExtents {
  public:
   struct Stretch {
@@ -23,10 +26,15 @@ class FileExtents {
 
   /// To be called after everything that may have changed the allocation of `range`.
   void data_written(GuestRange range);
-  void forget() { last_ = {}; }
+  void forget();
 
  private:
-  Stretch last_;
+  bool knows(std::uint64_t offset);
+  void remember(const Stretch& stretch);
+
+  Stretch last_;                                 // the last answer
+  std::map<std::uint64_t, Stretch> known_;       // by start; none overlaps another
+  std::chrono::steady_clock::time_point since_;  // when the oldest of them was asked for
 };
 
 }  // namespace vise

@@ -1,4 +1,5 @@
-// Worker threads. Finished jobs collect in a list; the loop is woken once for all of them.
+// Worker threads. Finished jobs collect in a list; the loop is woken once for all of them. The
+// threads start with the first job: most subcommands of vise-img never have one.
 #include "vise/worker_pool.h"
 
 #include <pthread.h>
@@ -12,9 +13,12 @@
 #include <deque>
 #include <exception>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
+
+#include "vise/error.h"
 
 namespace vise {
 
@@ -60,10 +64,7 @@ struct Job {
 
 class WorkerPool::Impl {
  public:
-  explicit Impl(unsigned count) {
-    if (count == 0) count = usable_cores();
-    for (unsigned i = 0; i < count; ++i) threads_.emplace_back([this] { serve(); });
-  }
+  explicit Impl(unsigned count) : count_(count == 0 ? usable_cores() : count) {}
 
   ~Impl() {
     {
@@ -75,7 +76,22 @@ class WorkerPool::Impl {
     for (std::thread& thread : threads_) thread.join();
   }
 
-  unsigned threads() const { return static_cast<unsigned>(threads_.size()); }
+  unsigned threads() const { return count_; }
+
+  // Before the first job. Fewer threads than asked for are slower but do; none is an error.
+  void start() {
+    std::lock_guard<std::mutex> guard(mutex_);
+    if (!threads_.empty()) return;
+    threads_.reserve(count_);
+    for (unsigned i = 0; i < count_; ++i) {
+      try {
+        threads_.emplace_back([this] { serve(); });
+      } catch (const std::system_error& error) {
+        if (!threads_.empty()) return;
+        throw Error::system_error(error.code().value(), "Could not start a worker thread");
+      }
+    }
+  }
 
   // Puts the job into the queue once per worker that shall help with it.
   void submit(Job& job, unsigned helpers) {
@@ -117,7 +133,8 @@ class WorkerPool::Impl {
   std::condition_variable work_;
   std::deque<Job*> queue_;  // guarded by mutex_
   bool stop_ = false;       // guarded by mutex_
-  std::vector<std::thread> threads_;
+  const unsigned count_;
+  std::vector<std::thread> threads_;  // guarded by mutex_ until they have started
 };
 
 namespace {
@@ -147,6 +164,7 @@ WorkerPool::~WorkerPool() = default;
 unsigned WorkerPool::threads() const { return impl_->threads(); }
 
 Task<void> WorkerPool::run(std::function<void()> job) {
+  impl_->start();
   Job state;
   state.function = [&job](std::size_t) { job(); };
   state.count = 1;
@@ -160,6 +178,7 @@ Task<void> WorkerPool::for_each(std::size_t count, std::function<void(std::size_
     job(0);
     co_return;
   }
+  impl_->start();
   Job state;
   state.function = std::move(job);
   state.count = count;

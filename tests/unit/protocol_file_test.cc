@@ -175,6 +175,26 @@ TEST_P(FileTest, MapTellsDataFromHoles) {
   run(driver->close());
 }
 
+TEST_P(FileTest, MapRemembersExtentsAskedForInAnyOrder) {
+  file_.set_size(1 << 20);
+  const auto driver = open();
+  for (const unsigned at : {192u, 64u, 448u}) write(*driver, at * kib, std::string(64 * kib, 'd'));
+  const auto kinds_are_right = [&](std::uint64_t filled) {
+    for (const unsigned at : {960u, 0u, 512u, 130u, 448u, 200u, 129u, 64u, 300u, 1u, 511u, 700u}) {
+      const bool written = at / 64 == 1 || at / 64 == 3 || at / 64 == 7 || at / 64 == filled;
+      const Extent extent = map(*driver, at * kib, (1024 - at) * kib);
+      EXPECT_EQ(extent.kind, written ? Extent::Kind::data : Extent::Kind::zero) << at;
+      EXPECT_LE(at * kib + extent.length, written ? (at / 64 + 1) * 64 * kib : 1u << 20) << at;
+    }
+  };
+  kinds_are_right(1);
+  kinds_are_right(1);
+  write(*driver, 640 * kib, std::string(64 * kib, 'd'));  // in the middle of a hole that is known
+  kinds_are_right(10);
+  EXPECT_EQ(map(*driver, 512 * kib, 512 * kib).length, 128 * kib);
+  run(driver->close());
+}
+
 TEST_P(FileTest, MapSeesWhatWasWrittenAndPunchedSinceTheLastAnswer) {
   file_.set_size(1 << 20);
   const auto driver = open();

@@ -64,6 +64,23 @@ TEST_F(TableCacheTest, KeepsWhatIsDirtyOrInUse) {
   });
 }
 
+TEST_F(TableCacheTest, AWalkTakesAnEighthAndLeavesWhatOthersUse) {
+  with_file([&](Child& child) {
+    TableCache cache(child, slice_size, 32 * slice_size, {Event::l2_load, Event::l2_update}, guard_,
+                     Metadata::active_l2);
+    load(cache, 0, 10);
+    for (unsigned i = 5; i < 30; ++i) {
+      run(cache.get(HostOffset(i * slice_size), TableCache::Use::once));
+      if (i == 12) run(cache.get(HostOffset(i * slice_size)));
+    }
+    EXPECT_EQ(cache.slice_count(), 10u + 1 + 4);
+    EXPECT_TRUE(cache.try_get(HostOffset(9 * slice_size)));
+    EXPECT_TRUE(cache.try_get(HostOffset(12 * slice_size)));
+    EXPECT_FALSE(cache.try_get(HostOffset(13 * slice_size)));
+    EXPECT_TRUE(cache.try_get(HostOffset(29 * slice_size)));
+  });
+}
+
 TEST_F(TableCacheTest, ATimerCleansUntilItGoes) {
   with_file([&](Child& child) {
     TableCache cache(child, slice_size, 1 << 20, {Event::l2_load, Event::l2_update}, guard_,

@@ -90,14 +90,17 @@ class Printer {
   }
   void add_json(const Entry& entry) {
     const BlockStatus& status = entry.status;
-    print(
-        fmt::format("{}{{ \"start\": {}, \"length\": {}, \"depth\": {}, \"present\": {}, "
-                    "\"zero\": {}, \"data\": {}, \"compressed\": {}",
-                    first_ ? "" : ",\n", entry.start, status.length, status.depth, status.allocated,
-                    status.zero, status.data, status.compressed));
-    if (status.host) print(fmt::format(", \"offset\": {}", status.host->bytes()));
-    if (status.compressed) print(fmt::format(", \"stored-length\": {}", status.stored_length));
-    print("}");
+    fmt::memory_buffer line;
+    fmt::format_to(std::back_inserter(line),
+                   "{}{{ \"start\": {}, \"length\": {}, \"depth\": {}, \"present\": {}, "
+                   "\"zero\": {}, \"data\": {}, \"compressed\": {}",
+                   first_ ? "" : ",\n", entry.start, status.length, status.depth, status.allocated,
+                   status.zero, status.data, status.compressed);
+    const auto out = std::back_inserter(line);
+    if (status.host) fmt::format_to(out, ", \"offset\": {}", status.host->bytes());
+    if (status.compressed) fmt::format_to(out, ", \"stored-length\": {}", status.stored_length);
+    line.push_back('}');
+    print({line.data(), line.size()});
     first_ = false;
   }
 

@@ -101,19 +101,20 @@ Task<Mapping::Stretch> Mapping::get_stretch(std::uint64_t first, std::uint64_t m
   for (;;) {
     std::optional<Stretch> stretch = try_get_stretch(first, most);
     if (stretch) co_return std::move(*stretch);
-    co_await load_slice(first);
+    co_await load_slice(first, Use::keep);
   }
 }
 
-Task<void> Mapping::load_slice(std::uint64_t cluster) {
+Task<void> Mapping::load_slice(std::uint64_t cluster, Use use) {
   std::uint64_t index = 0;
   const HostOffset offset = slice_of(table_of(geometry_.l1_index(cluster)), cluster, &index);
-  TableCache::Ref slice = co_await cache_.get(offset);
+  TableCache::Ref slice = co_await cache_.get(offset, use);
 }
 
 // Entries are compared as they are stored: an image has runs of thousands of clusters, and whoever
 // walks it asks again and again.
-std::optional<Mapping::ClusterRun> Mapping::try_get_run(std::uint64_t first, std::uint64_t most) {
+std::optional<Mapping::ClusterRun> Mapping::try_get_run(std::uint64_t first, std::uint64_t most,
+                                                        Use use) {
   const HostOffset table = table_of(geometry_.l1_index(first));
   if (table.bytes() == 0) {
     const std::uint64_t per_table = std::uint64_t{1} << geometry_.l2_bits;
@@ -122,7 +123,7 @@ std::optional<Mapping::ClusterRun> Mapping::try_get_run(std::uint64_t first, std
   }
   std::uint64_t index = 0;
   const HostOffset offset = slice_of(table, first, &index);
-  const TableCache::Ref slice = cache_.try_get(offset);
+  const TableCache::Ref slice = cache_.try_get(offset, use);
   if (!slice) return std::nullopt;
   const unsigned entry_size = geometry_.l2_entry_size;
   const std::byte* entry = slice.data() + index * entry_size;
@@ -148,11 +149,11 @@ std::optional<Mapping::ClusterRun> Mapping::try_get_run(std::uint64_t first, std
   return run;
 }
 
-Task<Mapping::ClusterRun> Mapping::get_run(std::uint64_t first, std::uint64_t most) {
+Task<Mapping::ClusterRun> Mapping::get_run(std::uint64_t first, std::uint64_t most, Use use) {
   for (;;) {
-    const std::optional<ClusterRun> run = try_get_run(first, most);
+    const std::optional<ClusterRun> run = try_get_run(first, most, use);
     if (run) co_return *run;
-    co_await load_slice(first);
+    co_await load_slice(first, use);
   }
 }
 

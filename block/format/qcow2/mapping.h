@@ -48,8 +48,9 @@ class Mapping {
   };
   /// The run that starts at `first`, at most `most`, as far as one slice goes; only its first entry
   /// is decoded. Nothing if the slice is not in the cache.
-  std::optional<ClusterRun> try_get_run(std::uint64_t first, std::uint64_t most);
-  Task<ClusterRun> get_run(std::uint64_t first, std::uint64_t most);
+  using Use = TableCache::Use;
+  std::optional<ClusterRun> try_get_run(std::uint64_t first, std::uint64_t most, Use use);
+  Task<ClusterRun> get_run(std::uint64_t first, std::uint64_t most, Use use);
 
   /// Makes sure that the L2 tables of these clusters exist and are ours alone. Allocates, so the
   /// caller has the turn.
@@ -94,7 +95,7 @@ class Mapping {
   HostOffset slice_of(HostOffset table, std::uint64_t cluster, std::uint64_t* index) const;
   Stretch decode(TableCache::Ref& slice, std::uint64_t index, std::uint64_t most) const;
   void guard_tables();
-  Task<void> load_slice(std::uint64_t cluster);
+  Task<void> load_slice(std::uint64_t cluster, Use use);
   Task<void> make_table(std::uint64_t l1_index);
   Task<void> copy_table(std::uint64_t l1_index, HostRange fresh);
 

@@ -153,7 +153,7 @@ class Qcow2 : public Driver,
     std::optional<HostOffset> host;      // data: where; zero: if space is owned
     std::vector<Descriptor> compressed;  // of each cluster touched
   };
-  Task<Run> find_run(GuestRange range);
+  Task<Run> find_run(GuestRange range, Mapping::Use use);
   Task<bool> extend_compressed(Run& run, GuestOffset& at, GuestOffset end);
   bool extend_run(Run& run, const Descriptor& descriptor, GuestOffset at,
                   std::uint64_t length) const;

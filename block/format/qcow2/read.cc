@@ -47,7 +47,7 @@ bool Qcow2::extend_run(Run& run, const Descriptor& descriptor, GuestOffset at,
   return true;
 }
 
-Task<Qcow2::Run> Qcow2::find_run(GuestRange range) {
+Task<Qcow2::Run> Qcow2::find_run(GuestRange range, Mapping::Use use) {
   Run run;
   const GuestOffset end = range.end();
   GuestOffset at = range.start;
@@ -55,13 +55,14 @@ Task<Qcow2::Run> Qcow2::find_run(GuestRange range) {
     const std::uint64_t first = geometry_.cluster_of(at);
     const std::uint64_t most = geometry_.cluster_of(end - 1) - first + 1;
     // Mostly without a coroutine: a look at what the cache has.
-    std::optional<Mapping::ClusterRun> found = mapping_.try_get_run(first, most);
+    std::optional<Mapping::ClusterRun> found = mapping_.try_get_run(first, most, use);
     if (!found) {
-      const Mapping::ClusterRun loaded = co_await mapping_.get_run(first, most);
+      const Mapping::ClusterRun loaded = co_await mapping_.get_run(first, most, use);
       found = loaded;
     }
     const Descriptor& descriptor = found->descriptor;
     if (descriptor.compressed) {
+      if (run.length > 0 && run.kind != Extent::Kind::compressed) break;
       const bool same = co_await extend_compressed(run, at, end);
       if (!same) break;
       continue;
@@ -99,7 +100,7 @@ Task<Extent> Qcow2::map(GuestRange range, MapMode mode) {
   require_sound();
   Extent extent;
   const std::uint64_t cluster = geometry_.cluster_of(range.start);
-  const Mapping::ClusterRun first = co_await mapping_.get_run(cluster, 1);
+  const Mapping::ClusterRun first = co_await mapping_.get_run(cluster, 1, Mapping::Use::once);
   if (first.descriptor.compressed) {
     // One cluster at a time, so that each extent has one place and length.
     extent.kind = Extent::Kind::compressed;
@@ -109,7 +110,7 @@ Task<Extent> Qcow2::map(GuestRange range, MapMode mode) {
     extent.stored_length = first.descriptor.stored_length;
     co_return extent;
   }
-  const Run run = co_await find_run(range);
+  const Run run = co_await find_run(range, Mapping::Use::once);
   extent.kind = run.kind;
   extent.length = run.length;
   extent.host = run.host;
@@ -130,7 +131,7 @@ Task<void> Qcow2::read(GuestOffset offset, IoVec data) {
 // but freed space is not reused until the requests in flight when it was freed have ended, so at
 // worst we return what was there before.
 Task<void> Qcow2::read_range(GuestOffset offset, IoVec data) {
-  Run run = co_await find_run({offset, data.size()});
+  Run run = co_await find_run({offset, data.size()}, Mapping::Use::keep);
   if (run.length == data.size()) {
     co_await read_run(std::move(run), offset, data);
     co_return;
@@ -146,7 +147,7 @@ Task<void> Qcow2::read_range(GuestOffset offset, IoVec data) {
       data = data.slice(length);
       if (data.empty() || scope.failed()) break;
       if (scope.running() >= most_at_once) co_await scope.join();
-      Run next = co_await find_run({offset, data.size()});
+      Run next = co_await find_run({offset, data.size()}, Mapping::Use::keep);
       run = std::move(next);
     }
   } catch (...) {

@@ -43,9 +43,22 @@ void TableCache::evict() {
     if (slices_.size() * slice_size_ <= capacity_) return;
     --it;
     Slice& slice = **it;
-    if (slice.pins != 0 || slice.loading || slice.version != slice.clean_version) continue;
+    if (!is_idle(slice)) continue;
     it = lru_.erase(it);
     slices_.erase(slice.offset.bytes());
+  }
+}
+
+// Makes room for one more.
+void TableCache::forget_walked() {
+  constexpr std::uint64_t share = 8;
+  const std::uint64_t most = std::max<std::uint64_t>(capacity_ / share / slice_size_, 2);
+  while (!walked_.empty() && walked_.size() >= most) {
+    const auto found = slices_.find(walked_.front());
+    walked_.pop_front();
+    if (found == slices_.end() || !found->second->once || !is_idle(*found->second)) continue;
+    lru_.erase(found->second->position);
+    slices_.erase(found);
   }
 }
 
@@ -55,16 +68,17 @@ void TableCache::drop_unused() {
     --it;
     Slice& slice = **it;
     if (slice.period == period_) break;
-    if (slice.pins != 0 || slice.loading || slice.version != slice.clean_version) continue;
+    if (!is_idle(slice)) continue;
     it = lru_.erase(it);
     slices_.erase(slice.offset.bytes());
   }
   ++period_;
 }
 
-TableCache::Ref TableCache::try_get(HostOffset offset) {
+TableCache::Ref TableCache::try_get(HostOffset offset, Use use) {
   const auto found = slices_.find(offset.bytes());
   if (found == slices_.end() || found->second->loading) return {};
+  if (use == Use::keep) found->second->once = false;
   touch(*found->second);
   return Ref(found->second.get());
 }
@@ -87,18 +101,21 @@ Task<void> TableCache::load(Slice& slice) {
   }
 }
 
-Task<TableCache::Ref> TableCache::get(HostOffset offset) {
+Task<TableCache::Ref> TableCache::get(HostOffset offset, Use use) {
   for (;;) {
-    Ref ref = try_get(offset);
+    Ref ref = try_get(offset, use);
     if (ref) co_return ref;
     const auto found = slices_.find(offset.bytes());
     if (found != slices_.end()) {
       co_await found->second->loaded.wait();
       continue;
     }
+    if (use == Use::once) forget_walked();
     evict();
     Slice& slice = insert(offset);
     slice.loading = true;
+    slice.once = use == Use::once;
+    if (slice.once) walked_.push_back(offset.bytes());
     co_await load(slice);
   }
 }
@@ -180,6 +197,7 @@ void TableCache::forget(HostRange range) {
 void TableCache::clear() {
   assert(dirty_count_ == 0);
   lru_.clear();
+  walked_.clear();
   slices_.clear();
 }
 

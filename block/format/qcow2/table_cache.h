@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <list>
 #include <memory>
 #include <unordered_map>
@@ -41,6 +42,7 @@ class TableCache {
     unsigned pins = 0;
     std::uint64_t period = 0;  // the last one it was used in
     bool loading = false;
+    bool once = false;                     // nobody but a walk has used it
     std::list<Slice*>::iterator position;  // in lru_
     WaitQueue loaded;
   };
@@ -73,10 +75,15 @@ class TableCache {
   std::uint64_t capacity() const { return capacity_; }
   void set_capacity(std::uint64_t bytes) { capacity_ = bytes; }
 
+  /// A walk over all tables looks at each slice once: of those that it reads, an eighth of the
+  /// cache remembers the last, unless somebody uses them otherwise. Fresh memory costs more than
+  /// the reading.
+  enum class Use { keep, once };
+
   /// The slice at `offset` (a multiple of the slice size) if it is here; else an empty Ref.
-  Ref try_get(HostOffset offset);
+  Ref try_get(HostOffset offset, Use use = Use::keep);
   /// Reads the slice if it is not here. What lies beyond the end of the file reads as zeros.
-  Task<Ref> get(HostOffset offset);
+  Task<Ref> get(HostOffset offset, Use use = Use::keep);
   /// A slice of a new table: zeros, not read from the file.
   Ref insert_zeroed(HostOffset offset);
 
@@ -120,6 +127,10 @@ class TableCache {
   Slice& insert(HostOffset offset);
   void touch(Slice& slice);
   void evict();
+  bool is_idle(const Slice& slice) const {
+    return slice.pins == 0 && !slice.loading && slice.version == slice.clean_version;
+  }
+  void forget_walked();
   Task<void> load(Slice& slice);
 
   Child& file_;
@@ -131,7 +142,8 @@ class TableCache {
   std::uint64_t dirty_count_ = 0;
   std::uint64_t period_ = 0;  // counts calls of drop_unused()
   std::unordered_map<std::uint64_t, std::unique_ptr<Slice>> slices_;  // by host offset
-  std::list<Slice*> lru_;                                             // most recent first
+  std::deque<std::uint64_t> walked_;  // loaded with Use::once, oldest first
+  std::list<Slice*> lru_;             // most recent first
 };
 
 /// Reads [offset, offset + buffer.size()) of `file`; beyond its end there are zeros, as the format
