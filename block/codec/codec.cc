@@ -6,6 +6,7 @@
 #include <cerrno>
 
 #include "codec/deflate.h"
+#include "codec/incompressible.h"
 #include "codec/zstd_frame.h"
 #include "vise/error.h"
 
@@ -21,8 +22,10 @@ void check_level(Codec codec, int level) {
 
 std::size_t compress(Codec codec, int level, std::span<const std::byte> cluster,
                      std::span<std::byte> stored) {
-  if (codec == Codec::deflate) return deflate::compress(level, cluster, stored);
-  return zstd::compress(level, cluster, stored);
+  if (codec == Codec::zstd) return zstd::compress(level, cluster, stored);
+  // Who names a level wants every byte of it, and the fastest one is as fast as asking.
+  if (level == default_level && is_incompressible(cluster, stored)) return 0;
+  return deflate::compress(level, cluster, stored);
 }
 
 DecodeResult decode(Codec codec, std::span<const std::byte> stored, std::span<std::byte> cluster) {

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "codec/deflate.h"
+#include "codec/incompressible.h"
 #include "vise/error.h"
 
 namespace vise::codec {
@@ -488,6 +489,46 @@ TEST(DecodeHead, DamagedStreamsNeverReadOutside) {
       (void)decode_head_exact(codec, stored, codec == Codec::deflate ? 4096 : cluster.size(), 1000);
     }
   }
+}
+
+TEST(Incompressible, OnlyRandomDataIs) {
+  for (const std::size_t size : {512u, 4096u, 65536u, 2097152u}) {
+    for (const Kind kind : {Kind::text, Kind::repeated_byte, Kind::sparse, Kind::random}) {
+      const Bytes cluster = make(kind, size);
+      Bytes scratch(size - 1);
+      EXPECT_EQ(is_incompressible(cluster, scratch), kind == Kind::random) << size;
+    }
+  }
+  const Bytes tiny = make(Kind::random, 128);
+  Bytes scratch(127);
+  EXPECT_FALSE(is_incompressible(tiny, scratch));
+}
+
+TEST(Incompressible, RandomDataThatShrinksIsNot) {
+  Bytes scratch(65535);
+  const Bytes repeats = make(Kind::long_distance, 65536);
+  EXPECT_FALSE(is_incompressible(repeats, scratch));
+  EXPECT_FALSE(stored_form(Codec::deflate, default_level, repeats).empty());
+  // Random wherever the sample is taken.
+  Bytes half = make(Kind::random, 65536);
+  for (std::size_t i = 0; i < half.size(); ++i) {
+    if (i % 16384 >= 8192) half[i] = std::byte{0};
+  }
+  EXPECT_FALSE(is_incompressible(half, scratch));
+  EXPECT_FALSE(stored_form(Codec::deflate, default_level, half).empty());
+}
+
+// A tenth of the values never occur: deflate shrinks this, if not by much, and a level that is
+// named must do so.
+TEST(Incompressible, NamedLevelsAreTriedInFull) {
+  std::mt19937 random(7);
+  Bytes cluster(65536);
+  for (std::byte& value : cluster) value = static_cast<std::byte>(random() % 250);
+  Bytes scratch(65535);
+  EXPECT_TRUE(is_incompressible(cluster, scratch));
+  EXPECT_TRUE(stored_form(Codec::deflate, default_level, cluster).empty());
+  const Bytes stored = stored_form(Codec::deflate, 6, cluster);
+  EXPECT_FALSE(stored.empty());
 }
 
 }  // namespace

@@ -1,0 +1,45 @@
+// In two steps, since most clusters do shrink: a glance at a sixteenth of the bytes, and for those
+// that look random zstd at its fastest, which gives such data up at 5 GiB/s (deflate: 160 MiB/s).
+//
+// An ext4 image of 572 MiB of files of /usr in clusters of 64 KiB: 1806 of 9149 clusters do not
+// shrink and take 27 % of deflate's time. The glance picks 2023, zstd confirms 1895 of them; the 89
+// that deflate would have shrunk make the file 0.03 % larger. Glances 0.026 s, zstd 0.024 s,
+// deflate 3.3 s before and 2.4 s after.
+#include "codec/incompressible.h"
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+
+#include "codec/codec.h"
+#include "codec/zstd_frame.h"
+
+namespace vise::codec {
+namespace {
+
+constexpr std::size_t least_sample = 256;  // bytes; fewer say nothing about 256 values
+constexpr std::size_t most_sample = 4096;
+constexpr std::size_t places = 4;  // that the sample is taken from
+
+/// The sum of the squares of how often each value occurs is n²/256 + n for random bytes, and many
+/// times that for text, programs and tables.
+bool looks_random(std::span<const std::byte> cluster) {
+  const std::size_t size = std::clamp(cluster.size() / 16, least_sample, most_sample);
+  std::array<std::uint32_t, 256> counts = {};
+  for (std::size_t place = 0; place < places; ++place) {
+    const auto part = cluster.subspan(cluster.size() / places * place, size / places);
+    for (const std::byte value : part) ++counts[std::to_integer<std::size_t>(value)];
+  }
+  std::uint64_t squares = 0;
+  for (const std::uint64_t count : counts) squares += count * count;
+  return squares * 2 < 3 * (size * size / 256 + size);
+}
+
+}  // namespace
+
+bool is_incompressible(std::span<const std::byte> cluster, std::span<std::byte> scratch) {
+  if (cluster.size() < least_sample || !looks_random(cluster)) return false;
+  return zstd::compress(fastest, cluster, scratch) == 0;
+}
+
+}  // namespace vise::codec
