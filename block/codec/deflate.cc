@@ -9,9 +9,10 @@
 //   4 KiB     50 MiB/s           +5.0 % 217            +2.4 % 161     +0.3 / +0.3 % 125
 // Of clusters under 16 KiB the trailer alone is up to 0.6 %; level 6 makes up for it at 8 KiB
 // (-0.7 %, 132), at 4 KiB level 7 does (another sample: level 6 +0.11 % 122, level 7 -0.01 % 100,
-// QEMU 55). Below that nothing as fast as QEMU does (2 KiB, level 8: +0.14 % 125, QEMU 37). zlib
-// with a window of 32 KiB at 64 KiB clusters: level 3 -1.0 % 95 MiB/s, 4 -3.1 % 92, 6 -5.9 % 43; at
-// 16 KiB clusters level 4 -0.1 %.
+// QEMU 55). At 2 KiB the trailer is 1 %, and only the levels that look for the best parse make up
+// for it: level 8 +0.1 / +0.5 / +0.7 % 73, 10 -0.3 / -0.5 % 22 of QEMU's 43; of smaller clusters
+// none does (1 KiB: 8 +1.5 %, 10 +0.5 %). zlib with a window of 32 KiB at 64 KiB clusters: level 3
+// -1.0 % 95 MiB/s, 4 -3.1 % 92, 6 -5.9 % 43; at 16 KiB clusters level 4 -0.1 %.
 #include "codec/deflate.h"
 
 #include <xxhash.h>
@@ -46,7 +47,7 @@ std::uint32_t checksum(Bytes cluster) {
 
 // With either library.
 constexpr int default_level_of(std::size_t cluster_size, int usual) {
-  if (cluster_size < 4096) return 8;
+  if (cluster_size < 4096) return std::min(10, max_level);
   if (cluster_size < 8192) return 7;
   return cluster_size < 16384 ? 6 : usual;
 }
