@@ -85,6 +85,11 @@ Task<void> copy_down(ImageSession& session, Child& top, Node& base, const Reques
     copying.base = &base;
     copying.target = target.get();
     copying.options = request.copy;
+    // Compressed clusters are not to be swallowed by data beside them.
+    const std::uint64_t cluster = target->limits().cluster_size;
+    if (cluster > 0) {
+      copying.options.sparse_size = std::min(copying.options.sparse_size, cluster);
+    }
     copying.options.fua = request.image.cache.writethrough;
     copying.control = &work.control();
     copying.on_progress = [&work](const CopyProgress& state) { work.show(state); };

@@ -2,14 +2,17 @@
 #include <algorithm>
 #include <vector>
 
+#include "codec/codec.h"
 #include "format/qcow2/qcow2.h"
 #include "format/qcow2/stored_cluster.h"
+#include "vise/context.h"
 
 namespace vise::qcow2 {
 
 namespace {
 
 constexpr std::uint64_t most_stored_at_once = 1u << 20;  // bytes of one host read
+constexpr std::uint64_t small_cluster = 8192;            // bytes; decoded in a few microseconds
 
 // The stored length is an upper bound by sectors. Where the next guest cluster was packed right
 // behind this one, as writers do, its start tells the end to the byte.
@@ -18,6 +21,30 @@ std::uint64_t trimmed_length(const Descriptor& cluster, const Descriptor* next) 
     return cluster.stored_length;
   }
   return std::min(cluster.stored_length, next->host - cluster.host);
+}
+
+// Where nothing was packed behind it, only the decoder knows the end. It is asked where up to 511
+// bytes of slop are a lot, or make a cluster seem not to have shrunk, so that it would not be taken
+// as compressed. Damaged ones stay as long as they seem.
+Task<void> trim_slop(WorkerPool& workers, std::vector<EncodedExtent>& extents,
+                     std::span<const Descriptor> clusters) {
+  const auto is_vague = [&](std::size_t i) {
+    const std::uint64_t length = extents[i].data.size();
+    const std::uint64_t cluster_size = extents[i].guest_length;
+    return length == clusters[i].stored_length &&
+           (length >= cluster_size || cluster_size <= small_cluster);
+  };
+  std::vector<std::size_t> vague;
+  for (std::size_t i = 0; i < extents.size(); ++i) {
+    if (is_vague(i)) vague.push_back(i);
+  }
+  const std::function<void(std::size_t)> trim = [&](std::size_t i) {
+    EncodedExtent& extent = extents[vague[i]];
+    Buffer cluster(extent.guest_length);
+    const codec::DecodeResult result = codec::decode(extent.codec, extent.data, cluster.span());
+    if (result.ok) extent.data = extent.data.first(result.stored_length);
+  };
+  co_await workers.for_each(vague.size(), trim);
 }
 
 }  // namespace
@@ -61,6 +88,7 @@ Task<EncodedRun> Qcow2::read_encoded(GuestRange range) {
     extent.data = run.storage.span().subspan(found[i].host - start, lengths[i]);
     run.extents.push_back(extent);
   }
+  co_await trim_slop(context_.workers(), run.extents, found);
   co_return run;
 }
 
