@@ -1,16 +1,20 @@
 // zstd: one frame per cluster, written with content size and checksum; read frame by frame.
 //
-// How the default level was chosen: not larger than QEMU's (level 3) by more than the checksum, and
-// the smallest that is as fast. Samples as in deflate.cc; tests/bench/codec_levels.cc measures it.
+// How the default was chosen: not larger than QEMU's (level 3), the checksum included, and the
+// fastest that is so. Samples as in deflate.cc; tests/bench/codec_levels.cc measures it.
 //   cluster    3                   4
 //   2 MiB      +0.00 % 400 MiB/s   -1.2 % 320
 //   256 KiB    +0.01 % 312         -1.2 % 223
-//   128 KiB    +0.01 % 343         -1.9 % 331
-//   64 KiB     +0.02 % 344         -1.9 % 343
-//   32 KiB     +0.04 % 362         -1.8 % 335
 //   16 KiB     +0.06 % 315         -2.0 % 180
 //   8 KiB      +0.15 % 269         -2.0 % 187
 //   4 KiB      +0.21 % 231         -1.3 % 165
+// From 32 to 128 KiB larger hash tables make level 3 both smaller and faster. A file system /
+// sources and manuals / programs and libraries:
+//   64 KiB     level 3: +0.01 / +0.01 / +0.01 % 457 / 408 / 248 MiB/s
+//              tables:  -0.05 / -0.05 / -0.13 % 491 / 426 / 274
+//              level 4: -0.83 / -0.62 / -1.74 % 455 / 406 / 247
+//   128 KiB    tables:  - / -0.11 / -0.31 % 429 / 261, level 4: - / -0.43 / -1.73 % 380 / 240
+//   32 KiB     tables:  - / +0.00 / +0.00 % 399 / 266, level 4: - / -0.84 / -1.70 % 384 / 248
 #include "codec/zstd_frame.h"
 
 #include <zstd.h>
@@ -25,10 +29,15 @@
 namespace vise::codec::zstd {
 namespace {
 
-constexpr int default_native_level(std::size_t cluster_size) {
+void set_default_parameters(ZSTD_CCtx& context, std::size_t cluster_size) {
   // Of the smallest ones the checksum would make a file larger than QEMU's.
-  const bool small = cluster_size <= 8192;
-  return small || (cluster_size >= 32768 && cluster_size <= 131072) ? 4 : 3;
+  const int level = cluster_size <= 8192 ? 4 : 3;
+  ZSTD_CCtx_setParameter(&context, ZSTD_c_compressionLevel, level);
+  if (cluster_size < 32768 || cluster_size > 131072) return;
+  constexpr int table_log = 17;
+  ZSTD_CCtx_setParameter(&context, ZSTD_c_hashLog, table_log);
+  ZSTD_CCtx_setParameter(&context, ZSTD_c_chainLog, table_log);
+  ZSTD_CCtx_setParameter(&context, ZSTD_c_minMatch, 5);
 }
 constexpr int fastest_native_level = 1;
 
@@ -81,13 +90,16 @@ FrameHeader parse_header(std::span<const std::byte> frame) {
 }  // namespace
 
 std::size_t compress(int level, std::span<const std::byte> cluster, std::span<std::byte> stored) {
-  if (level == default_level) level = default_native_level(cluster.size());
-  if (level == fastest) level = fastest_native_level;
   ZSTD_CCtx& context = thread_compressor();
   // The size is known before the first byte, so that the frame says it and needs no window larger
   // than the cluster.
   ZSTD_CCtx_reset(&context, ZSTD_reset_session_and_parameters);
-  ZSTD_CCtx_setParameter(&context, ZSTD_c_compressionLevel, level);
+  if (level == default_level) {
+    set_default_parameters(context, cluster.size());
+  } else {
+    ZSTD_CCtx_setParameter(&context, ZSTD_c_compressionLevel,
+                           level == fastest ? fastest_native_level : level);
+  }
   ZSTD_CCtx_setParameter(&context, ZSTD_c_checksumFlag, 1);
   const std::size_t length =
       ZSTD_compress2(&context, stored.data(), stored.size(), cluster.data(), cluster.size());
