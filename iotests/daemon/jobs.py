@@ -234,43 +234,6 @@ def jobs_go_through_the_states_that_qemu_knows(t, steps):
     t.equal(run_steps(t, "vise", start, then), run_steps(t, "qemu", start, then))
 
 
-@cases(policy=["report", "stop", "ignore", "enospc"], side=["source", "target"])
-def errors_are_met_as_the_client_wishes(t, policy, side):
-    make_chain(t, "plain", names=("top",))
-    t.vise_img("create", "-f", "qcow2", "copy.qcow2", str(SIZE))
-    daemon = Daemon(t)
-    qmp = daemon.qmp
-
-    def with_error(name, event):
-        # One request fails; whatever comes after it is fine.
-        return {"driver": "qcow2", "node-name": name, "file": {
-            "driver": "blkdebug", "image": {"driver": "file", "filename": f"{name}.qcow2"},
-            "inject-error": [{"event": event, "errno": 5, "once": True}]}}
-
-    qmp.execute("blockdev-add", with_error("top", "read_aio") if side == "source" else node("top"))
-    qmp.execute("blockdev-add", with_error("copy", "write_aio") if side == "target"
-                else node("copy"))
-    qmp.execute("blockdev-backup", {"job-id": "job", "device": "top", "target": "copy",
-                                    "sync": "full", f"on-{side}-error": policy})
-    error = qmp.wait_event("BLOCK_JOB_ERROR", device="job")["data"]
-    t.equal(error["operation"], "read" if side == "source" else "write")
-    action = "report" if policy == "enospc" else policy
-    t.equal(error["action"], action)
-    if action == "stop":
-        qmp.wait_event("JOB_STATUS_CHANGE", id="job", status="paused")
-        t.equal(qmp.execute("query-block-jobs")[0]["io-status"], "failed")
-        qmp.execute("job-resume", id="job")
-    done = qmp.wait_event("BLOCK_JOB_COMPLETED", device="job")["data"]
-    t.equal("error" in done, action == "report")
-    qmp.wait_event("JOB_STATUS_CHANGE", id="job", status="null")
-    names = [entry["node-name"] for entry in qmp.execute("query-named-block-nodes")]
-    t.check(len(names) in (4, 5), f"a filter is left: {names}")
-    daemon.quit()
-    if action != "report":
-        t.reads_as("copy.qcow2", "disk.raw")
-    t.sound("copy.qcow2")
-
-
 @case
 def bad_arguments_start_nothing(t):
     make_chain(t, "plain")
