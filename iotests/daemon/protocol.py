@@ -4,6 +4,7 @@ import random
 import signal
 import socket
 import subprocess
+import threading
 import time
 
 from qmp import Daemon, Qmp
@@ -150,6 +151,51 @@ def broken_json_never_ends_the_daemon(t, seed):
         pass
     t.equal(daemon.execute("query-named-block-nodes"), [])
     daemon.quit()
+
+
+@case
+def monsters_of_one_client_leave_the_others_served(t):
+    second = t.path("second.sock")
+    daemon = Daemon(t, "--chardev", f"socket,id=n,path={second},server=on,wait=off",
+                    "--monitor", "chardev=n")
+    monsters = [b"[" * 1_000_000,                                          # too deep
+                b'{"execute": "' + b"x" * (65 << 20),                      # too long
+                b"[" + b"1," * ((1 << 20) + 9),                            # too many tokens
+                b'{"execute": "query-version", "id": "' + b"y" * (8 << 20) + b'"}',
+                b'{"execute": "blockdev-add", "arguments": ' + b'{"file":' * 900,
+                b'{"execute": "query-ver']                                 # and gone
+    for monster in monsters:
+        other = Qmp(second)
+        sender = threading.Thread(target=send_until_cut_off, args=(other.socket, monster))
+        reader = threading.Thread(target=read_until_cut_off, args=(other.socket,))
+        sender.start()
+        reader.start()
+        while sender.is_alive():
+            t.equal(daemon.execute("query-block-exports"), [])
+            sender.join(0.02)
+        other.socket.shutdown(socket.SHUT_RDWR)
+        reader.join()
+        other.close()
+    t.equal(daemon.execute("query-named-block-nodes"), [])
+    other = Qmp(second)
+    t.equal(other.execute("query-block-exports"), [])
+    other.close()
+    daemon.quit()
+
+
+def send_until_cut_off(client, data):
+    try:
+        client.sendall(data)
+    except OSError:
+        pass
+
+
+def read_until_cut_off(client):
+    try:
+        while client.recv(1 << 20):
+            pass
+    except OSError:
+        pass
 
 
 @case

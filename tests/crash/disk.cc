@@ -48,6 +48,10 @@ Task<void> Disk::read(std::uint64_t offset, IoVec data) {
 }
 
 Task<void> Disk::change(HostEvent event) {
+  const bool grows = event.kind != HostEvent::Kind::flush && event.kind != HostEvent::Kind::discard;
+  if (grows && (event.offset > options_.room || event.length > options_.room - event.offset)) {
+    throw Error::system_error(ENOSPC);
+  }
   const bool fails = must_fail(event.kind);
   event.issued = clock_.tick();
   const std::size_t index = log_.size();

@@ -77,8 +77,9 @@ class Disk {
   struct Options {
     std::uint64_t seed = 1;
     unsigned usual_delay = 0;  // rounds of the event loop at most; a few requests take far longer
-    std::uint32_t alignment = 1;  // of requests, in bytes
-    bool forget_flushes = false;  // a bad disk: flushes are no barriers, and not in the log
+    std::uint32_t alignment = 1;      // of requests, in bytes
+    bool forget_flushes = false;      // a bad disk: flushes are no barriers, and not in the log
+    std::uint64_t room = UINT64_MAX;  // bytes; what would make it larger fails with ENOSPC
   };
 
   Disk(Clock& clock, Image image, Options options);
