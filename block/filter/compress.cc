@@ -108,6 +108,7 @@ class CompressDriver final : public Filter {
   };
   Task<void> write_clusters(GuestOffset offset, ConstIoVec data, WriteFlags flags);
   Task<std::vector<Run>> plan(GuestOffset offset, ConstIoVec data);
+  bool may_zero() const;
   Task<std::vector<char>> find_zero_clusters(ConstIoVec data);
   Task<Run> next_run(GuestRange range);
   Task<BlockStatus> status_of(GuestRange range);
@@ -371,10 +372,16 @@ Task<std::vector<CompressDriver::Run>> CompressDriver::plan(GuestOffset offset, 
   co_return runs;
 }
 
+// A writer of what is unchanged, like a stream job, brings no right to write zeros. Its zeros are
+// compressed then, unless somebody else who writes to this node has brought that right.
+bool CompressDriver::may_zero() const {
+  return can_zero_ && child().permissions().uses.has(Permission::write);
+}
+
 // One entry per cluster; all 0 where the child could not do anything with the answer.
 Task<std::vector<char>> CompressDriver::find_zero_clusters(ConstIoVec data) {
   std::vector<char> zeros(divide_up(data.size(), cluster_size_), 0);
-  if (!can_zero_) co_return zeros;
+  if (!may_zero()) co_return zeros;
   std::function<void(std::size_t)> scan([&](std::size_t i) {
     const std::uint64_t start = i * cluster_size_;
     zeros[i] = is_zero(data.slice(start, std::min(cluster_size_, data.size() - start))) ? 1 : 0;
