@@ -83,7 +83,10 @@ Value::Dict significant_options(const Node& node) {
   return result;
 }
 
-std::string plain_name(const Node& node);
+// Whether a backing image that the options name has to be part of a name.
+enum class OwnBacking { matters, ignored };
+
+std::string plain_name(const Node& node, OwnBacking own_backing = OwnBacking::matters);
 
 // "blkdebug:CONFIG:IMAGE", which has room for nothing else.
 std::string blkdebug_name(const Node& node) {
@@ -104,14 +107,16 @@ bool has_name_form(const DriverType& type) {
 }
 
 // The file name alone, or empty where it does not say it all.
-std::string plain_name(const Node& node) {
+std::string plain_name(const Node& node, OwnBacking own_backing) {
   if (node.type().name == blkdebug_prefix) return blkdebug_name(node);
   Value::Dict options = significant_options(node);
   if (node.type().kind == DriverKind::filter) return {};
   if (node.type().kind == DriverKind::format) {
     const Child* file = node.child("file");
-    const Value* backing = node.full_options().find("backing");
-    if (!options.empty() || backing != nullptr || file == nullptr) return {};
+    if (own_backing == OwnBacking::ignored) options.take("backing");
+    const bool overridden =
+        own_backing == OwnBacking::matters && node.full_options().contains("backing");
+    if (!options.empty() || overridden || file == nullptr) return {};
     if (!has_name_form(file->node().type())) return {};
     return plain_name(file->node());
   }
@@ -218,6 +223,16 @@ std::string Node::filename() const {
   std::string name = plain_name(*this);
   if (!name.empty()) return name;
   return std::string(json_prefix) + json::print_line(Value(described(*this)));
+}
+
+std::string name_to_store(const Node& image) {
+  std::string name = plain_name(image, OwnBacking::ignored);
+  if (name.empty()) {
+    throw Error(EINVAL, fmt::format("Node '{}' has no plain file name that an image above it could "
+                                    "store: 'backing-file' must be given",
+                                    image.name()));
+  }
+  return name;
 }
 
 std::string Node::protocol_filename() const {

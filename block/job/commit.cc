@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "copy/chain_source.h"
+#include "graph/file_names.h"
 #include "job/copy_job.h"
 #include "job/job_filter.h"
 #include "util/clean_up.h"
@@ -34,6 +35,7 @@ class CommitJob final : public CopyJob {
 
   Task<void> prepare(std::optional<std::string> filter_name, const JobTable& jobs) {
     for (const Node* node : nodes_) jobs.require_idle(*node);
+    if (has_overlay() && !backing_file_) static_cast<void>(name_to_store(image_of(*base_)));
     const std::string user = fmt::format("commit job '{}'", id());
     if (base_->read_only()) {
       co_await base_->graph().reopen(*base_, false);
@@ -117,6 +119,11 @@ class CommitJob final : public CopyJob {
   }
 
  private:
+  bool has_overlay() const {
+    return std::ranges::any_of(top_->parents(),
+                               [](const Child* edge) { return edge->role() == EdgeRole::backing; });
+  }
+
   // After an error it starts anew, and need not copy again what is done.
   std::optional<GuestOffset> end_of_done(GuestOffset offset) const {
     for (const GuestRange& range : copied_) {
@@ -127,7 +134,7 @@ class CommitJob final : public CopyJob {
 
   Task<void> rename() {
     const Node& base = image_of(*base_);
-    const std::string name = backing_file_.value_or(base.filename());
+    const std::string name = backing_file_ ? *backing_file_ : name_to_store(base);
     for (const Child* edge : filter_->node().parents()) {
       if (edge->role() != EdgeRole::backing) continue;
       Node& overlay = *edge->parent();

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "copy/chain_source.h"
+#include "graph/file_names.h"
 #include "job/copy_job.h"
 #include "job/job_filter.h"
 #include "util/clean_up.h"
@@ -62,6 +63,7 @@ class StreamJob final : public CopyJob {
       throw Error(ENOTSUP, fmt::format("Images of format '{}' cannot be streamed into",
                                        overlay_->type().name));
     }
+    if (base_ != nullptr && !backing_file_) static_cast<void>(name_to_store(image_of(*base_)));
     options_.unchanged = true;
     options_.compressed = is_compressing(*device_) && device_->driver().limits().can_compress;
     options_.encoded = options_.compressed;
@@ -194,7 +196,7 @@ class StreamJob final : public CopyJob {
     std::string format;
     if (base_ != nullptr) {
       const Node& base = image_of(*base_);
-      name = backing_file_.value_or(base.filename());
+      name = backing_file_ ? *backing_file_ : name_to_store(base);
       format = base.type().name;
     }
     co_await image.change_backing_file(std::move(name), std::move(format));

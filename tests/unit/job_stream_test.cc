@@ -25,7 +25,7 @@ class JobStream : public JobTest, public testing::WithParamInterface<Way> {
     create("mid", codec, "base");
     create("top", codec, "mid");
     Bytes& model = model_;
-    fill(open("base"), model, 1, compressed);
+    fill(open("base", "none"), model, 1, compressed);
     fill(open("mid", "base"), model, 2, compressed);
     // Zeros of its own hide what the base has.
     std::unique_ptr<Child> root = attach(*graph_.find("mid"), true);
@@ -143,6 +143,35 @@ TEST_F(JobStates, VerbsAreRefusedInStatesThatDoNotTakeThem) {
   EXPECT_EQ(take_log(), "created running paused running aborting CANCELLED concluded null");
   EXPECT_EQ(content(*graph_.find("top")), model_);
   EXPECT_EQ(backing_of(*graph_.find("top")), graph_.find("base"));
+}
+
+TEST_F(JobStates, ABaseWithoutAPlainNameCannotBeStoredInTheHeader) {
+  create("odd");
+  create("mid", "zlib", "odd");
+  create("over", "zlib", "mid");
+  OpenRequest odd;
+  odd.options.set("driver", "qcow2");
+  odd.options.set("node-name", "odd");
+  odd.options.set("file.driver", "raw");
+  odd.options.set("file.file.driver", "file");
+  odd.options.set("file.file.filename", path("odd"));
+  graph_.adopt(run(graph_.open(std::move(odd))));
+  open("mid", "odd");
+  StreamSettings wanted;
+  wanted.device = &open("over", "mid");
+  wanted.base = graph_.find("odd");
+  wanted.job = settings("job");
+  try {
+    run(make_stream_job(jobs_, wanted));
+    FAIL() << "a name was found";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), EINVAL);
+    EXPECT_NE(std::string_view(error.what()).find("'odd'"), std::string_view::npos);
+  }
+  wanted.backing_file = path("odd");
+  start(run(make_stream_job(jobs_, wanted)));
+  run(gone("job"));
+  EXPECT_EQ(error_, "");
 }
 
 TEST_F(JobStates, APausedJobCopiesNothingUntilItIsResumed) {
