@@ -76,6 +76,11 @@ class CompressDriver final : public Filter {
                            WriteFlags flags) override;
   Task<void> drain() override { return write_out_all(); }
   Task<void> reopen(bool read_only) override;
+  std::span<const std::string_view> changeable_options() const override {
+    static constexpr std::string_view names[] = {"mode", "level", "write-buffer-size"};
+    return names;
+  }
+  Task<std::function<void()>> prepare_reopen(OpenContext& context) override;
   Task<void> close() override;
 
  private:
@@ -118,7 +123,7 @@ class CompressDriver final : public Filter {
   Task<bool> try_compressed(GuestOffset offset, ConstIoVec data, WriteFlags flags);
 
   Node& node_;
-  const Settings settings_;
+  Settings settings_;
   const std::uint64_t cluster_size_;  // of the child
   const bool can_zero_;
 
@@ -487,12 +492,31 @@ void check_child(const Child& child) {
                           child.node().name(), child.node().type().name));
 }
 
-Task<std::unique_ptr<Driver>> open(OpenContext& context) {
+Settings read_settings(OpenContext& context) {
   const auto options = read_options<qapi::BlockdevOptionsCompress>(context);
   Settings settings;
   settings.all_writes = options.mode == qapi::CompressMode::all_writes;
   settings.level = options.level.value_or(codec::default_level);
   settings.buffer_size = options.write_buffer_size.value_or(default_buffer_size);
+  return settings;
+}
+
+// The buffer is empty: the node is drained.
+Task<std::function<void()>> CompressDriver::prepare_reopen(OpenContext& context) {
+  const Settings settings = read_settings(context);
+  check_child(child());
+  const Limits limits = child().limits();
+  if (limits.cluster_size != cluster_size_ || limits.can_zero != can_zero_) {
+    throw Error(EINVAL, fmt::format("Node '{}' has clusters of {} bytes, but the compress filter "
+                                    "was opened above some of {} bytes",
+                                    child().node().name(), limits.cluster_size, cluster_size_));
+  }
+  codec::check_level(limits.codec, settings.level);
+  co_return [this, settings] { settings_ = settings; };
+}
+
+Task<std::unique_ptr<Driver>> open(OpenContext& context) {
+  const Settings settings = read_settings(context);
   std::unique_ptr<Child> child =
       co_await context.open_child(std::string("file"), EdgeRole::filtered);
   check_child(*child);

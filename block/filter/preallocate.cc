@@ -71,6 +71,12 @@ class PreallocateDriver final : public Filter {
     if (read_only) co_await cut_off();
   }
 
+  std::span<const std::string_view> changeable_options() const override {
+    static constexpr std::string_view names[] = {"prealloc-align", "prealloc-size"};
+    return names;
+  }
+  Task<std::function<void()>> prepare_reopen(OpenContext& context) override;
+
   Task<void> close() override {
     std::exception_ptr failure;
     try {
@@ -97,11 +103,11 @@ class PreallocateDriver final : public Filter {
   Task<void> cut_off();
 
   Node& node_;
-  const std::uint64_t align_;  // of the file's size, bytes
-  const std::uint64_t step_;   // bytes added beyond what is needed
-  std::uint64_t data_end_;     // the size that the parent knows
-  std::uint64_t file_end_;     // behind what was added in front; below that, zeros
-  bool impossible_ = false;    // the file cannot be allocated ahead
+  std::uint64_t align_;      // of the file's size, bytes
+  std::uint64_t step_;       // bytes added beyond what is needed
+  std::uint64_t data_end_;   // the size that the parent knows
+  std::uint64_t file_end_;   // behind what was added in front; below that, zeros
+  bool impossible_ = false;  // the file cannot be allocated ahead
   AsyncMutex growth_;
 };
 
@@ -133,7 +139,11 @@ Task<void> PreallocateDriver::cut_off() {
   file_end_ = data_end_;
 }
 
-Task<std::unique_ptr<Driver>> open(OpenContext& context) {
+struct Steps {
+  std::uint64_t align, size;  // bytes
+};
+
+Steps read_steps(OpenContext& context) {
   const auto options = read_options<qapi::BlockdevOptionsPreallocate>(context);
   const std::uint64_t align = options.prealloc_align.value_or(default_align);
   const std::uint64_t size = options.prealloc_size.value_or(default_size);
@@ -146,9 +156,28 @@ Task<std::unique_ptr<Driver>> open(OpenContext& context) {
     throw Error(EINVAL, fmt::format("Parameter '{}prealloc-size' expects at most {} bytes, not {}",
                                     context.option_path(), INT64_MAX / 2, size));
   }
+  return {align, size};
+}
+
+Task<std::function<void()>> PreallocateDriver::prepare_reopen(OpenContext& context) {
+  const Steps steps = read_steps(context);
+  if (child().size() != file_end_) {
+    throw Error(EINVAL, fmt::format("The file below a preallocate node cannot be replaced by one "
+                                    "of {} bytes, as it had {}",
+                                    child().size(), file_end_));
+  }
+  co_return [this, steps] {
+    align_ = steps.align;
+    step_ = steps.size;
+  };
+}
+
+Task<std::unique_ptr<Driver>> open(OpenContext& context) {
+  const Steps steps = read_steps(context);
   std::unique_ptr<Child> child =
       co_await context.open_child(std::string("file"), EdgeRole::filtered);
-  co_return std::make_unique<PreallocateDriver>(context.node(), std::move(child), align, size);
+  co_return std::make_unique<PreallocateDriver>(context.node(), std::move(child), steps.align,
+                                                steps.size);
 }
 
 }  // namespace

@@ -54,12 +54,18 @@ class ThrottleDriver final : public Filter {
     co_return co_await Filter::write_encoded(offset, extents, flags);
   }
 
+  std::span<const std::string_view> changeable_options() const override {
+    static constexpr std::string_view names[] = {"throttle-group"};
+    return names;
+  }
+  Task<std::function<void()>> prepare_reopen(OpenContext& context) override;
+
  private:
   using Direction = ThrottleGroup::Direction;
   std::shared_ptr<ThrottleGroup> group_;
 };
 
-Task<std::unique_ptr<Driver>> open(OpenContext& context) {
+std::shared_ptr<ThrottleGroup> read_group(OpenContext& context) {
   const auto options = read_options<qapi::BlockdevOptionsThrottle>(context);
   auto group = std::dynamic_pointer_cast<ThrottleGroup>(
       context.context().objects().find(options.throttle_group));
@@ -67,6 +73,16 @@ Task<std::unique_ptr<Driver>> open(OpenContext& context) {
     throw Error(EINVAL, fmt::format("Parameter '{}throttle-group': there is no throttle group '{}'",
                                     context.option_path(), options.throttle_group));
   }
+  return group;
+}
+
+Task<std::function<void()>> ThrottleDriver::prepare_reopen(OpenContext& context) {
+  std::shared_ptr<ThrottleGroup> group = read_group(context);
+  co_return [this, group] { group_ = group; };
+}
+
+Task<std::unique_ptr<Driver>> open(OpenContext& context) {
+  std::shared_ptr<ThrottleGroup> group = read_group(context);
   std::unique_ptr<Child> child =
       co_await context.open_child(std::string("file"), EdgeRole::filtered);
   co_return std::make_unique<ThrottleDriver>(std::move(child), std::move(group));

@@ -101,6 +101,13 @@ class RawDriver final : public Driver {
     return parents;
   }
 
+  std::span<const std::string_view> changeable_options() const override {
+    static constexpr std::string_view names[] = {"offset", "size"};
+    return names;
+  }
+
+  Task<std::function<void()>> prepare_reopen(OpenContext& context) override;
+
   Task<void> close() override {
     std::exception_ptr failure;
     try {
@@ -137,7 +144,7 @@ class RawDriver final : public Driver {
   }
 
   std::unique_ptr<Child> file_;
-  const Window window_;
+  Window window_;
   DriverTable* probing_;
 };
 
@@ -155,9 +162,27 @@ void check_window(const Window& window, const Child& file) {
   }
 }
 
-Task<std::unique_ptr<Driver>> open(OpenContext& context) {
+Window read_window(OpenContext& context) {
   const auto given = read_options<qapi::BlockdevOptionsRaw>(context);
-  const Window window{.offset = given.offset.value_or(0), .size = given.size};
+  return {.offset = given.offset.value_or(0), .size = given.size};
+}
+
+Task<std::function<void()>> RawDriver::prepare_reopen(OpenContext& context) {
+  const Window window = read_window(context);
+  check_window(window, *file_);
+  const std::uint64_t size = window.size.value_or(file_->size() - window.offset);
+  const Node& node = context.node();
+  if (size != this->size() && !node.cumulative_permissions().shares.has(Permission::resize)) {
+    throw Error(EBUSY,
+                fmt::format("The size of node '{}', which is in use, would change from {} to "
+                            "{} bytes",
+                            node.name(), this->size(), size));
+  }
+  co_return [this, window] { window_ = window; };
+}
+
+Task<std::unique_ptr<Driver>> open(OpenContext& context) {
+  const Window window = read_window(context);
   std::unique_ptr<Child> file = co_await context.open_child(std::string("file"), EdgeRole::storage);
   check_window(window, *file);
   DriverTable* probing = context.probed() ? &context.context().drivers() : nullptr;

@@ -33,6 +33,11 @@ Task<DriverInfo> Driver::info() { co_return DriverInfo{}; }
 
 Task<void> Driver::apply_permissions(Permissions) { co_return; }
 Task<void> Driver::reopen(bool) { co_return; }
+std::span<const std::string_view> Driver::changeable_options() const { return {}; }
+Task<std::function<void()>> Driver::prepare_reopen(OpenContext& context) {
+  context.options() = {};  // all as they were
+  co_return std::function<void()>();
+}
 Task<void> Driver::drain() { co_return; }
 EventPause* Driver::reached(Event) { return nullptr; }
 

@@ -43,6 +43,9 @@ struct Graph::Internals {
   static Task<void> switch_node(Node& node, bool read_only);
   static Task<void> switch_nodes(std::vector<Node*> nodes, bool read_only);
 
+  // reopen_options.cc
+  class Reopening;
+
   // open.cc
   /// Does a name without a driver, for a child in this role, go straight to a protocol?
   static bool names_protocol(const OpenContext* parent, EdgeRole role);

@@ -76,8 +76,7 @@ NodeOptions take_node_options(Value::Dict& options, const NodeOptions& defaults,
   return result;
 }
 
-NodeOptions inherited_options(const Node& parent, EdgeRole role) {
-  const NodeOptions& above = parent.options();
+NodeOptions inherited_options(const NodeOptions& above, EdgeRole role) {
   NodeOptions result;
   result.read_only = above.read_only || role == EdgeRole::backing;
   result.auto_read_only = above.auto_read_only && !result.read_only;

@@ -13,6 +13,6 @@ NodeOptions take_node_options(Value::Dict& options, const NodeOptions& defaults,
                               const std::string& path);
 
 /// What a child in `role` starts from.
-NodeOptions inherited_options(const Node& parent, EdgeRole role);
+NodeOptions inherited_options(const NodeOptions& above, EdgeRole role);
 
 }  // namespace vise

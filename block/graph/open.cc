@@ -314,7 +314,7 @@ Task<std::shared_ptr<Node>> Graph::Internals::open_described(OpenContext& contex
     if (role == EdgeRole::backing) co_return nullptr;
     throw Error(EINVAL, fmt::format("Option '{}{}' is missing", context.option_path_, name));
   }
-  request.defaults = inherited_options(context.node_, role);
+  request.defaults = inherited_options(context.node_.options(), role);
   request.warn_about_probing = false;
   const std::string image_name = std::exchange(request.filename, {});
   try {

@@ -1,4 +1,4 @@
-// Switching between read-only and read-write.
+// Switching between read-only and read-write. Other options: reopen_options.cc.
 #include <fmt/format.h>
 
 #include <cerrno>
@@ -6,8 +6,6 @@
 #include <utility>
 
 #include "graph/internals.h"
-#include "graph/node_options.h"
-#include "util/keyval.h"
 #include "vise/error.h"
 
 namespace vise {
@@ -32,37 +30,7 @@ void collect(Node& node, bool read_only, std::vector<Node*>& nodes) {
   }
 }
 
-// Throws for what is not as it was when the node was opened.
-void check_unchanged(const Value::Dict& now, const Value::Dict& before, const std::string& path) {
-  for (const auto& [name, value] : now) {
-    const Value* old = before.find(name);
-    if (old != nullptr && old->is_dict() && value.is_dict()) {
-      check_unchanged(value.as_dict(), old->as_dict(), fmt::format("{}{}.", path, name));
-    } else if (old == nullptr || *old != value) {
-      throw Error(EINVAL,
-                  fmt::format("Cannot change the option '{}{}' of an open image", path, name));
-    }
-  }
-}
-
 }  // namespace
-
-void Graph::change_options(Node& node, Value::Dict options) {
-  options = nest_dotted_keys(std::move(options));
-  const NodeOptions& old = node.options();
-  const NodeOptions changed = take_node_options(options, old, {});
-  const std::pair<std::string_view, bool> fixed[] = {
-      {"node-name", changed.node_name == old.node_name},
-      {"read-only", changed.read_only == old.read_only},
-      {"auto-read-only", changed.auto_read_only == old.auto_read_only},
-      {"force-share", changed.force_share == old.force_share},
-      {"cache.direct", changed.cache_direct == old.cache_direct}};
-  for (const auto& [name, same] : fixed) {
-    if (!same) throw Error(EINVAL, fmt::format("Cannot change the option '{}' this way", name));
-  }
-  check_unchanged(options, node.full_options(), {});
-  node.options_ = changed;
-}
 
 // What the driver does on the way still writes: the right to is taken before, given up after.
 Task<void> Graph::Internals::switch_node(Node& node, bool read_only) {
@@ -70,7 +38,16 @@ Task<void> Graph::Internals::switch_node(Node& node, bool read_only) {
     co_await node.driver_->flush();
     co_await node.driver_->reopen(true);
     node.options_.read_only = true;
-    co_await update_permissions(node, nullptr, {});
+    std::exception_ptr failure;
+    try {
+      co_await update_permissions(node, nullptr, {});
+    } catch (...) {
+      failure = std::current_exception();  // somebody writes to it
+    }
+    if (failure) {
+      co_await node.driver_->reopen(false);
+      std::rethrow_exception(failure);
+    }
   } else {
     node.options_.read_only = false;
     co_await update_permissions(node, nullptr, {});

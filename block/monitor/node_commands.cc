@@ -9,6 +9,8 @@
 #include "monitor/node_info.h"
 #include "monitor/services.h"
 #include "vise/child.h"
+#include "vise/context.h"
+#include "vise/driver_table.h"
 #include "vise/error.h"
 
 namespace vise {
@@ -52,6 +54,45 @@ Task<Value> blockdev_add(Services& services, Value arguments) {
   co_return Value(Value::Dict());
 }
 
+// The filters of jobs stand in no table.
+void require_reopenable(Services& services, const Node& node) {
+  services.jobs().require_idle(node);
+  if (services.context().drivers().find(node.type().name) != &node.type()) {
+    throw Error(EBUSY, fmt::format("Node '{}' belongs to a job", node.name()));
+  }
+}
+
+Task<Value> blockdev_reopen(Services& services, Value arguments) {
+  const ValueReader where(arguments, ValueInput::json);
+  DictReader reader(where);
+  const Value* const given = reader.require("options");
+  reader.finish();
+  if (!given->is_list()) {
+    throw Error(EINVAL, "Invalid parameter type for 'options', expected: array");
+  }
+  std::vector<NodeChange> changes;
+  for (const Value& entry : given->as_list()) {
+    const std::string path = fmt::format("options[{}].", changes.size());
+    if (!entry.is_dict()) {
+      throw Error(EINVAL, fmt::format("Invalid parameter type for 'options[{}]', expected: object",
+                                      changes.size()));
+    }
+    const Value::Dict& options = entry.as_dict();
+    if (!options.contains("driver")) {
+      throw Error(EINVAL, fmt::format("Parameter '{}driver' is missing", path));
+    }
+    check_types(options, path);
+    const Value* const name = options.find("node-name");
+    if (name == nullptr) throw Error(EINVAL, "node-name not specified");
+    Node& node = get_node(services, name->as_string());
+    require_reopenable(services, node);
+    NodeChange change{.node = node.shared_from_this(), .options = options, .option_path = path};
+    changes.push_back(std::move(change));
+  }
+  co_await services.graph().reopen(std::move(changes));
+  co_return Value(Value::Dict());
+}
+
 std::string describe_use(const Child& edge) {
   if (edge.parent() == nullptr) return fmt::format("node is used by '{}'", edge.name());
   if (edge.role() == EdgeRole::backing) {
@@ -92,6 +133,7 @@ void add_node_commands(CommandTable& commands) {
   namespace command = qapi::command;
   commands.add(command::blockdev_add::name, blockdev_add);
   commands.add<command::blockdev_del, blockdev_del>();
+  commands.add(command::blockdev_reopen::name, blockdev_reopen);
   commands.add(command::query_named_block_nodes::name, query_named_block_nodes);
 }
 

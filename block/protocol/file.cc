@@ -12,8 +12,11 @@
 
 namespace vise {
 
-FileDriver::FileDriver(FileOptions options, IoEngine& engine, IoEngine& write_engine, Node* node)
-    : options_(std::move(options)), engine_(engine), write_engine_(write_engine), node_(node) {}
+FileDriver::FileDriver(FileOptions options, IoEngine& engine, IoEngine& buffered_writes, Node* node)
+    : options_(std::move(options)),
+      engine_(engine),
+      buffered_writes_(buffered_writes),
+      node_(node) {}
 
 Limits FileDriver::limits() const {
   return {.request_alignment = alignment_.request,
@@ -57,8 +60,8 @@ Task<void> FileDriver::write(GuestOffset offset, ConstIoVec data, WriteFlags) {
       }
     }
   } finish{*this, range};
-  co_await write_engine_.write(fd_.get(), data, offset.bytes(), IoEngine::Durability::cached,
-                               medium());
+  co_await write_engine().write(fd_.get(), data, offset.bytes(), IoEngine::Durability::cached,
+                                medium());
   finish.failed = false;
 }
 

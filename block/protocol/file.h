@@ -21,6 +21,8 @@
 
 namespace vise {
 
+struct NodeOptions;
+
 struct FileOptions {
   std::string path;
   bool device = false;  // host_device: a block or character device is wanted
@@ -55,6 +57,7 @@ class FileDriver final : public Driver {
   Task<DriverInfo> info() override;
   Task<void> apply_permissions(Permissions cumulative) override;
   Task<void> reopen(bool read_only) override;
+  Task<std::function<void()>> prepare_reopen(OpenContext& context) override;
   Task<void> close() override;
 
  private:
@@ -64,8 +67,9 @@ class FileDriver final : public Driver {
     std::uint32_t memory = 1;
   };
 
-  FileDriver(FileOptions options, IoEngine& engine, IoEngine& write_engine, Node* node);
+  FileDriver(FileOptions options, IoEngine& engine, IoEngine& buffered_writes, Node* node);
 
+  IoEngine& write_engine() const { return options_.direct ? engine_ : buffered_writes_; }
   IoEngine::Medium medium() const {
     return options_.direct ? IoEngine::Medium::device : IoEngine::Medium::page_cache;
   }
@@ -75,7 +79,9 @@ class FileDriver final : public Driver {
   FileDescriptor open_again(int flags) const;
   void examine();
   void update_size();
-  Alignment direct_alignment() const;
+  Alignment direct_alignment(int fd) const;
+  Alignment alignment_for(int fd, bool direct) const;
+  void take_descriptor(FileDescriptor fd, const NodeOptions& wanted, Alignment alignment) noexcept;
 
   // file_zero.cc
   Task<bool> zero_range(GuestRange range);
@@ -88,7 +94,7 @@ class FileDriver final : public Driver {
 
   FileOptions options_;
   IoEngine& engine_;
-  IoEngine& write_engine_;
+  IoEngine& buffered_writes_;  // does those writes that go to the page cache
   Node* node_;
   FileDescriptor fd_;
   std::optional<FileLocks> locks_;  // absent: no locking

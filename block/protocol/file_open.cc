@@ -83,10 +83,8 @@ FileDescriptor FileDriver::open_again(int flags) const {
 
 std::unique_ptr<FileDriver> FileDriver::open(FileOptions options, IoEngine& engine, Node* node,
                                              IoEngine* buffered_writes) {
-  IoEngine& write_engine =
-      buffered_writes != nullptr && !options.direct ? *buffered_writes : engine;
-  std::unique_ptr<FileDriver> driver(
-      new FileDriver(std::move(options), engine, write_engine, node));
+  IoEngine& writes = buffered_writes != nullptr ? *buffered_writes : engine;
+  std::unique_ptr<FileDriver> driver(new FileDriver(std::move(options), engine, writes, node));
   FileOptions& settings = driver->options_;
   const int direct = settings.direct ? O_DIRECT : 0;
   try {
@@ -132,9 +130,13 @@ void FileDriver::examine() {
   if (S_ISBLK(status.st_mode)) kind_ = Kind::block;
   if (S_ISCHR(status.st_mode)) kind_ = Kind::character;
   update_size();
-  if (options_.direct) alignment_ = direct_alignment();
+  alignment_ = alignment_for(fd_.get(), options_.direct);
+}
+
+FileDriver::Alignment FileDriver::alignment_for(int fd, bool direct) const {
+  if (direct) return direct_alignment(fd);
   // The page cache of a device takes any offset, but its end is a multiple of a sector.
-  if (kind_ == Kind::block && !options_.direct) alignment_.request = 512;
+  return {.request = kind_ == Kind::block ? 512u : 1u, .memory = 1};
 }
 
 void FileDriver::update_size() {
@@ -147,9 +149,9 @@ void FileDriver::update_size() {
   if (end >= 0) size_ = static_cast<std::uint64_t>(end);
 }
 
-FileDriver::Alignment FileDriver::direct_alignment() const {
+FileDriver::Alignment FileDriver::direct_alignment(int fd) const {
   struct statx status = {};
-  const int result = statx(fd_.get(), "", AT_EMPTY_PATH, STATX_DIOALIGN, &status);
+  const int result = statx(fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &status);
   if (result == 0 && (status.stx_mask & STATX_DIOALIGN) != 0 && status.stx_dio_offset_align != 0) {
     const Alignment alignment = {status.stx_dio_offset_align, status.stx_dio_mem_align};
     if (is_power_of_two(alignment.request) && is_power_of_two(alignment.memory) &&
@@ -158,11 +160,11 @@ FileDriver::Alignment FileDriver::direct_alignment() const {
     }
   }
   int sector = 0;
-  if (kind_ == Kind::block && ioctl(fd_.get(), BLKSSZGET, &sector) == 0 &&
+  if (kind_ == Kind::block && ioctl(fd, BLKSSZGET, &sector) == 0 &&
       is_power_of_two(static_cast<std::uint32_t>(sector))) {
     return {static_cast<std::uint32_t>(sector), safe_alignment};
   }
-  return {probe_request_alignment(fd_.get()), safe_alignment};
+  return {probe_request_alignment(fd), safe_alignment};
 }
 
 Task<void> FileDriver::reopen(bool read_only) {
@@ -172,6 +174,40 @@ Task<void> FileDriver::reopen(bool read_only) {
   if (locks_) locks_->move_to(fd.get());
   fd_ = std::move(fd);
   options_.read_only = read_only;
+}
+
+Task<std::function<void()>> FileDriver::prepare_reopen(OpenContext& context) {
+  const NodeOptions wanted = context.node_options();
+  const Value* aio = context.options().find("aio");
+  if (aio != nullptr && *aio == Value("native") && !wanted.cache_direct) {
+    throw Error(EINVAL, "aio=native needs cache.direct=on");
+  }
+  if (wanted.cache_direct == options_.direct) {
+    co_return [this, wanted] { options_.no_flush = wanted.cache_no_flush; };
+  }
+  // What was written the other way is written out: nobody could tell the new descriptor's owner of
+  // a failure.
+  if (!options_.read_only) co_await flush();
+  const int access = wanted.read_only ? O_RDONLY : O_RDWR;
+  const auto fd =
+      std::make_shared<FileDescriptor>(open_again(access | (wanted.cache_direct ? O_DIRECT : 0)));
+  const Alignment alignment = alignment_for(fd->get(), wanted.cache_direct);
+  co_return [this, wanted, fd, alignment] { take_descriptor(std::move(*fd), wanted, alignment); };
+}
+
+void FileDriver::take_descriptor(FileDescriptor fd, const NodeOptions& wanted,
+                                 Alignment alignment) noexcept {
+  options_.no_flush = wanted.cache_no_flush;
+  try {
+    if (locks_) locks_->move_to(fd.get());
+  } catch (const Error& error) {
+    // The locks are worth more: it stays as it is.
+    if (node_ != nullptr) node_->graph().on_warning(error.message());
+    return;
+  }
+  fd_ = std::move(fd);
+  options_.direct = wanted.cache_direct;
+  alignment_ = alignment;
 }
 
 namespace {
@@ -206,8 +242,8 @@ Task<std::unique_ptr<Driver>> open_path(OpenContext& context, bool device) {
 
   // Unless asked for, io_uring does not get the buffered writes: the kernel does them in a worker
   // thread of its own, at a fraction of our threads' speed.
-  IoEngine& write_engine = given.aio ? engine : context.context().io_threads();
-  auto driver = FileDriver::open(std::move(options), engine, &context.node(), &write_engine);
+  IoEngine& buffered_writes = given.aio ? engine : context.context().io_threads();
+  auto driver = FileDriver::open(std::move(options), engine, &context.node(), &buffered_writes);
   if (driver->read_only() && !node_options.read_only) context.became_read_only();
   co_return driver;
 }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -229,6 +230,16 @@ class Driver {
   /// Switches between read-only and read-write; called drained. The children are writable while it
   /// runs, in both directions: they are reopened before, or after.
   virtual Task<void> reopen(bool read_only);
+
+  /// Names of the driver's own options that may change while the node is open; all others have been
+  /// found to be as they were when prepare_reopen() is called.
+  virtual std::span<const std::string_view> changeable_options() const;
+  /// The node gets other options: its driver's own are context.options(), without those of
+  /// children; generic ones context.node_options(). Called drained, children have been exchanged by
+  /// then, but open_child() must not be called. Throws, with nothing changed, for what cannot be;
+  /// else gives what makes it so, which neither waits nor throws and may be dropped uncalled.
+  /// Empty: there is nothing to do.
+  virtual Task<std::function<void()>> prepare_reopen(OpenContext& context);
 
   /// Writes out what the driver itself holds back (write buffers), called with no request in
   /// flight from above.

@@ -111,6 +111,17 @@ struct OpenRequest {
   std::string option_path;  // stands in front of option names in errors, "file."
 };
 
+/// Other options for an open node. A driver and a name, if given, are as they were. Children are
+/// given by the name of a node, which takes the place of the one that is there, or by options for
+/// the one that was opened together with its parent; "backing" may also be null, for none.
+struct NodeChange {
+  std::shared_ptr<Node> node;
+  Value::Dict options;  // nested, or with dotted keys
+  /// What becomes of options that are not given.
+  enum class Others { become_default, stay } others = Others::become_default;
+  std::string option_path;  // stands in front of option names in errors, "options[0]."
+};
+
 /// All nodes of one event loop.
 class Graph {
  public:
@@ -139,10 +150,9 @@ class Graph {
 
   /// Switches a node, with the children that need it, between read-only and read-write.
   Task<void> reopen(Node& node, bool read_only);
-  /// Changes options that can change while a node is open: discard, detect-zeroes and
-  /// cache.no-flush, nested or with dotted keys. Others must be as they are. Throws Error(EINVAL),
-  /// with nothing changed.
-  void change_options(Node& node, Value::Dict options);
+  /// Gives nodes other options: all of them, or none if one is refused. Of two changes of one node
+  /// the later counts. What is in flight ends before, what comes meanwhile waits.
+  Task<void> reopen(std::vector<NodeChange> changes);
 
   /// Null if there is no node of that name.
   Node* find(std::string_view node_name) const;
@@ -186,9 +196,11 @@ class OpenContext {
  public:
   Context& context() const { return node_.graph().context(); }
   Graph& graph() const { return node_.graph(); }
-  /// The node that is being opened; it has no driver yet.
+  /// The node that is being opened; it has no driver yet (but when it is reopened).
   Node& node() const { return node_; }
-  const NodeOptions& node_options() const { return node_.options(); }
+  const NodeOptions& node_options() const {
+    return wanted_ != nullptr ? *wanted_ : node_.options();
+  }
   /// The file name the user gave for this node, if it was one; for messages.
   const std::string& filename() const { return filename_; }
   /// The driver's own options, those of children included; generic ones are taken out already.
@@ -221,7 +233,8 @@ class OpenContext {
   std::string option_path_;
   bool open_backing_ = true;
   bool probed_ = false;
-  std::shared_ptr<Node> probed_file_;  // opened for probing already; becomes child "file"
+  std::shared_ptr<Node> probed_file_;    // opened for probing already; becomes child "file"
+  const NodeOptions* wanted_ = nullptr;  // of a node that is open and gets other options
 
   // What is being opened above: bounds the depth, finds backing chains that bite their tail.
   OpenContext* parent_ = nullptr;

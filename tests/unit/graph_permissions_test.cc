@@ -312,44 +312,5 @@ TEST_F(GraphDrain, TravelsAlongNewEdges) {
   run(root->detach());
 }
 
-TEST_F(GraphTest, SomeOptionsCanChangeWhileANodeIsOpen) {
-  MemoryDisk disk;
-  disk.bytes.resize(65536);
-  disk.limits.can_zero = true;
-  auto root = open(disk);
-  const std::vector<std::byte> zeros(4096);
-  run(root->write(GuestOffset(0), ConstIoVec(std::span(zeros))));
-  EXPECT_EQ(disk.zeroes, 0u);
-  Value::Dict options;
-  options.set("driver", "memory");  // as it is
-  options.set("detect-zeroes", "on");
-  options.set("cache.no-flush", true);
-  graph_.change_options(root->node(), std::move(options));
-  run(root->write(GuestOffset(0), ConstIoVec(std::span(zeros))));
-  run(root->flush());
-  EXPECT_EQ(disk.zeroes, 1u);
-  EXPECT_EQ(disk.flushes, 0u);
-
-  for (const auto& [name, value] :
-       {std::pair("driver", "raw"), std::pair("nothing", "x"), std::pair("read-only", "on"),
-        std::pair("node-name", "a"), std::pair("detect-zeroes", "maybe")}) {
-    Value::Dict wrong;
-    wrong.set("discard", "ignore");
-    wrong.set(name, value);
-    int code = 0;
-    std::string text;
-    try {
-      graph_.change_options(root->node(), std::move(wrong));
-    } catch (const Error& error) {
-      code = error.code();
-      text = error.message();
-    }
-    EXPECT_EQ(code, EINVAL) << name;
-    EXPECT_NE(text.find(name), std::string::npos) << text;
-    EXPECT_TRUE(root->node().options().discard_unmap);
-  }
-  run(root->detach());
-}
-
 }  // namespace
 }  // namespace vise

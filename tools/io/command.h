@@ -38,10 +38,6 @@ class IoState {
   Task<void> open_image(ImageArguments arguments);
   /// Waits for outstanding requests, then closes the image.
   Task<void> close_image();
-  /// Throws Error(ENOTSUP) if the image would not be the same after closing and opening it.
-  void check_replaceable() const;
-  /// Closes the image and opens it as `arguments` say; as it was, if that fails. Throws Error.
-  Task<void> replace_image(ImageArguments arguments);
   const ImageArguments& image_arguments() const { return image_arguments_; }
   /// Changes flags of the open image that the next write looks at.
   ImageArguments& image_arguments() { return image_arguments_; }

@@ -1,12 +1,10 @@
-// reopen: changes how the image is opened. Some options change while it stays open; for the others
-// it is closed and opened again, as it was if that fails.
+// reopen: changes how the image is opened, while it is (Graph::reopen()).
 #include <fmt/format.h>
 
-#include <algorithm>
-#include <array>
 #include <cerrno>
 #include <optional>
 #include <utility>
+#include <vector>
 
 #include "tools/io/command.h"
 #include "vise/child.h"
@@ -59,43 +57,45 @@ Reopening reopening(const Call& call) {
   return result;
 }
 
-// Options of a driver's own that can be others once the image is opened again.
-bool can_change(const DriverType& type, std::string_view option) {
-  struct Changeable {
-    std::string_view driver, option;
+std::vector<NodeChange> changes_of(IoState& state, Reopening change) {
+  Node& node = state.image_node();
+  Node& top = state.image()->node();
+  const auto set = [&](std::string_view name, const std::optional<bool>& value) {
+    if (value) change.options.set(name, *value);
   };
-  static constexpr auto table = std::to_array<Changeable>({{"qcow2", "lazy-refcounts"},
-                                                           {"qcow2", "overlap-check"},
-                                                           {"qcow2", "l2-cache-size"},
-                                                           {"qcow2", "l2-cache-entry-size"},
-                                                           {"qcow2", "refcount-cache-size"},
-                                                           {"qcow2", "cache-size"},
-                                                           {"qcow2", "cache-clean-interval"},
-                                                           {"qcow2", "pass-discard-request"},
-                                                           {"qcow2", "pass-discard-snapshot"},
-                                                           {"qcow2", "pass-discard-other"},
-                                                           {"qcow2", "discard-no-unref"},
-                                                           {"raw", "offset"},
-                                                           {"raw", "size"},
-                                                           {"compress", "mode"},
-                                                           {"compress", "level"},
-                                                           {"compress", "write-buffer-size"},
-                                                           {"throttle", "throttle-group"}});
-  return std::ranges::any_of(table, [&](const Changeable& entry) {
-    return entry.driver == type.name && entry.option == option;
-  });
+  set("read-only", change.read_only);
+  set("cache.direct", change.direct);
+  set("cache.no-flush", change.no_flush);
+  std::vector<NodeChange> changes;
+  if (&top != &node && change.read_only) {
+    NodeChange above{.node = top.shared_from_this(), .others = NodeChange::Others::stay};
+    above.options.set("read-only", *change.read_only);
+    changes.push_back(std::move(above));
+  }
+  changes.push_back({.node = node.shared_from_this(),
+                     .options = std::move(change.options),
+                     .others = NodeChange::Others::stay});
+  return changes;
 }
 
-Task<void> switch_image(IoState& state, bool read_only) {
+// Rights to write are given up before the image becomes read-only, and taken after it is writable.
+Task<void> reopen_image(IoState& state, std::vector<NodeChange> changes) {
   Child& image = *state.image();
-  co_await state.outstanding().join();
-  if (read_only == image.node().read_only()) co_return;
-  Permissions wanted = image.permissions();
-  wanted.uses = PermissionSet(Permission::consistent_read);
-  if (read_only) co_await image.set_permissions(wanted);
-  co_await state.session().graph().reopen(image.node(), read_only);
-  wanted.uses |= PermissionSet(Permission::write) | Permission::resize;
-  if (!read_only) co_await image.set_permissions(wanted);
+  const Permissions before = image.permissions();
+  Permissions reading = before;
+  reading.uses = PermissionSet(Permission::consistent_read);
+  Permissions writing = before;
+  writing.uses |= PermissionSet(Permission::write) | Permission::resize;
+  co_await image.set_permissions(reading);
+  std::exception_ptr failure;
+  try {
+    co_await state.session().graph().reopen(std::move(changes));
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  const Permissions after = failure ? before : image.node().read_only() ? reading : writing;
+  co_await image.set_permissions(after);
+  if (failure) std::rethrow_exception(failure);
 }
 
 }  // namespace
@@ -103,32 +103,17 @@ Task<void> switch_image(IoState& state, bool read_only) {
 Task<void> run_reopen(Call& call) {
   Reopening change = reopening(call);
   IoState& state = call.state;
-  Node& node = state.image_node();
-  ImageArguments next = state.image_arguments();
-  Value::Dict in_place;
-  bool needs_new_node =
-      change.direct.value_or(node.options().cache_direct) != node.options().cache_direct;
-  for (const auto& [name, value] : change.options) {
-    const bool new_node = can_change(node.type(), name);
-    needs_new_node = needs_new_node || new_node;
-    if (!new_node) in_place.set(name, value);
-    if (new_node || name == "discard" || name == "detect-zeroes") next.options.set(name, value);
+  const NodeOptions& now = state.image_node().options();
+  const bool other_file = change.direct.value_or(now.cache_direct) != now.cache_direct;
+  if (other_file && state.image_arguments().temporary_overlay) {
+    throw Error(ENOTSUP,
+                "cache.direct cannot change while a temporary overlay (-s) holds the writes");
   }
-  Value::Dict cache;
-  cache.set("direct", change.direct.value_or(node.options().cache_direct));
-  cache.set("no-flush", change.no_flush.value_or(node.options().cache_no_flush));
-  if (change.direct || change.no_flush) next.options.set("cache", std::move(cache));
-  if (change.no_flush) in_place.set("cache.no-flush", *change.no_flush);
-  if (change.cache) next.cache = *change.cache;
-  if (change.read_only) next.read_only = *change.read_only;
-  if (needs_new_node) state.check_replaceable();
-  state.session().graph().change_options(node, std::move(in_place));
-  if (needs_new_node) {
-    co_await state.replace_image(std::move(next));
-    co_return;
-  }
-  if (change.read_only) co_await switch_image(state, *change.read_only);
-  state.image_arguments() = std::move(next);
+  const std::optional<CacheMode> cache = change.cache;
+  std::vector<NodeChange> changes = changes_of(state, std::move(change));
+  co_await state.outstanding().join();
+  co_await reopen_image(state, std::move(changes));
+  if (cache) state.image_arguments().cache = *cache;
 }
 
 }  // namespace vise::tools

@@ -29,28 +29,6 @@ Task<void> IoState::close_image() {
   if (leaving != nullptr) co_await session_.close(leaving);
 }
 
-void IoState::check_replaceable() const {
-  if (!image_arguments_.temporary_overlay) return;
-  throw Error(ENOTSUP,
-              "These options cannot change while a temporary overlay (-s) holds the writes");
-}
-
-Task<void> IoState::replace_image(ImageArguments arguments) {
-  check_replaceable();
-  ImageArguments before = image_arguments_;
-  before.warn_about_probing = arguments.warn_about_probing = false;  // again
-  co_await close_image();
-  std::exception_ptr failure;
-  try {
-    co_await open_image(std::move(arguments));
-  } catch (...) {
-    failure = std::current_exception();
-  }
-  if (!failure) co_return;
-  co_await open_image(std::move(before)).context("Could not open the image as it was");
-  std::rethrow_exception(failure);
-}
-
 std::uint64_t Call::size_operand(std::size_t index) const {
   return size_value(arguments.operands.at(index));
 }

@@ -99,7 +99,7 @@ Task<void> Qcow2::guard_snapshots(const SnapshotTable& table) {
       continue;  // what cannot be read protects nothing
     }
     l1_tables.push_back(snapshot.l1_table());
-    if (!guard_.checks(Metadata::inactive_l2)) continue;
+    if (!overlap_checks_wanted_.has(Metadata::inactive_l2)) continue;
     Buffer entries(snapshot.l1_table().length);
     co_await read_zero_extended(*file_, snapshot.l1_offset, entries.span());
     for (std::size_t at = 0; at < entries.size(); at += 8) {

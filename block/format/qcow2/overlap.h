@@ -40,6 +40,8 @@ class OverlapGuard {
   OverlapGuard(const OverlapGuard&) = delete;
 
   bool checks(Metadata kind) const { return checked_.has(kind); }
+  /// What add() has been told of is known for all kinds, checked or not.
+  void set_checked(MetadataSet checked) { checked_ = checked; }
 
   /// Tables of one cluster (active_l2, refcount_block, inactive_l2) come and go. One that is named
   /// several times goes with its last name.

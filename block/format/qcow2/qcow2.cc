@@ -25,98 +25,6 @@ namespace {
 
 constexpr std::uint64_t first_read = 64u << 10;  // bytes; holds the header of most images
 
-constexpr std::uint64_t default_l2_slice_size = 16u << 10;   // bytes
-constexpr std::uint64_t default_cache_clean_interval = 600;  // seconds
-// Fewer cached slices than one request touches would only make it read them again and again.
-constexpr std::uint64_t smallest_cache = 64u << 10;  // bytes
-
-// What needs no reading from the disk for each write is the default; `all` looks at the L2 tables
-// of the snapshots too, once.
-MetadataSet overlap_checks(qapi::Qcow2OverlapCheckMode mode) {
-  const MetadataSet constant = MetadataSet(Metadata::main_header) | Metadata::refcount_table |
-                               Metadata::snapshot_table | Metadata::bitmap_directory;
-  const MetadataSet cached = constant | Metadata::active_l1 | Metadata::active_l2 |
-                             Metadata::refcount_block | Metadata::inactive_l1;
-  switch (mode) {
-    case qapi::Qcow2OverlapCheckMode::none:
-      return {};
-    case qapi::Qcow2OverlapCheckMode::constant:
-      return constant;
-    case qapi::Qcow2OverlapCheckMode::cached:
-      return cached;
-    case qapi::Qcow2OverlapCheckMode::all:
-      return cached | Metadata::inactive_l2;
-  }
-  return cached;
-}
-
-// A template, of which single checks are switched on or off.
-MetadataSet overlap_checks(const std::optional<qapi::Qcow2OverlapChecks>& option) {
-  using Mode = qapi::Qcow2OverlapCheckMode;
-  if (!option) return overlap_checks(Mode::cached);
-  if (const Mode* mode = std::get_if<Mode>(&option->value)) return overlap_checks(*mode);
-  const auto& flags = std::get<qapi::Qcow2OverlapCheckFlags>(option->value);
-  MetadataSet result = overlap_checks(flags.template_.value_or(Mode::cached));
-  const auto apply = [&result](const std::optional<bool>& flag, Metadata kind) {
-    if (flag) result = *flag ? result | kind : result.without(kind);
-  };
-  apply(flags.main_header, Metadata::main_header);
-  apply(flags.active_l1, Metadata::active_l1);
-  apply(flags.active_l2, Metadata::active_l2);
-  apply(flags.refcount_table, Metadata::refcount_table);
-  apply(flags.refcount_block, Metadata::refcount_block);
-  apply(flags.snapshot_table, Metadata::snapshot_table);
-  apply(flags.inactive_l1, Metadata::inactive_l1);
-  apply(flags.inactive_l2, Metadata::inactive_l2);
-  apply(flags.bitmap_directory, Metadata::bitmap_directory);
-  return result;
-}
-
-Settings read_settings(OpenContext& context) {
-  const auto options = read_options<qapi::BlockdevOptionsQcow2>(context);
-  const auto total = options.cache_size;
-  const auto l2 = options.l2_cache_size;
-  const auto counts = options.refcount_cache_size;
-  if (total && ((l2 && *l2 > *total) || (counts && *counts > *total) ||
-                (l2 && counts && *l2 + *counts > *total))) {
-    throw Error(EINVAL, "l2-cache-size and refcount-cache-size may not exceed cache-size");
-  }
-  Settings settings;
-  if (counts) settings.refcount_cache_size = *counts;
-  if (l2) {
-    settings.l2_cache_size = *l2;
-  } else if (total) {
-    if (!counts) settings.refcount_cache_size = std::min(settings.refcount_cache_size, *total / 4);
-    settings.l2_cache_size = *total - settings.refcount_cache_size;
-  }
-  settings.l2_cache_size = std::max(settings.l2_cache_size, smallest_cache);
-  settings.refcount_cache_size = std::max(settings.refcount_cache_size, smallest_cache);
-  settings.l2_slice_size = options.l2_cache_entry_size.value_or(0);
-  settings.pass_discard_request =
-      options.pass_discard_request.value_or(context.node_options().discard_unmap);
-  settings.pass_discard_snapshot = options.pass_discard_snapshot.value_or(true);
-  settings.pass_discard_other = options.pass_discard_other.value_or(false);
-  settings.discard_no_unref = options.discard_no_unref.value_or(false);
-  settings.cache_clean_interval =
-      options.cache_clean_interval.value_or(default_cache_clean_interval);
-  if (settings.cache_clean_interval > UINT_MAX) {
-    throw Error(EINVAL, fmt::format("cache-clean-interval is {}, but at most {} seconds",
-                                    settings.cache_clean_interval, UINT_MAX));
-  }
-  settings.overlap_checks = overlap_checks(options.overlap_check);
-  return settings;
-}
-
-void check_slice_size(const Settings& settings, const Header& header) {
-  const std::uint64_t size = settings.l2_slice_size;
-  if (size < 512 || size > header.cluster_size() || !std::has_single_bit(size)) {
-    throw Error(EINVAL,
-                fmt::format("l2-cache-entry-size is {}, but must be a power of two from 512 "
-                            "to the cluster size, {}",
-                            size, header.cluster_size()));
-  }
-}
-
 Task<Header> read_header(Child& file, Header::Purpose purpose) {
   Buffer start(std::min(file.size(), first_read));
   co_await read_padded(file, HostOffset(0), start.span());
@@ -164,6 +72,7 @@ Qcow2::Qcow2(Node& node, Header header, const Settings& settings, std::unique_pt
       header_(std::move(header)),
       geometry_(header_),
       settings_(settings),
+      overlap_checks_wanted_(settings.overlap_checks),
       file_(std::move(file)),
       read_only_(read_only),
       guard_(header_, settings.overlap_checks),
@@ -175,18 +84,12 @@ Qcow2::Qcow2(Node& node, Header header, const Settings& settings, std::unique_pt
       packer_(*file_),
       decoded_(settings.decoded_cache_size),
       read_ahead_(geometry_.cluster_bits, clusters_ahead(geometry_, settings)) {
-  space_.discards_on_request = settings.pass_discard_request;
-  space_.discards_on_overwrite = settings.pass_discard_other;
+  use(settings);
   space_.on_freed = [this](HostRange range) {
     mapping_.cache().forget(range);
     decoded_.forget(range);
   };
   guard_.refuse = [this](Metadata kind, HostRange range) { return refuse_write(kind, range); };
-  if (settings.cache_clean_interval > 0) {
-    cleaner_ = std::make_unique<Periodic>(context_.loop(),
-                                          std::chrono::seconds(settings.cache_clean_interval),
-                                          [this] { drop_unused_tables(); });
-  }
   tickets_.on_change = [this] {
     if (!tickets_.next_is_appending()) packer_.send();
   };
@@ -212,11 +115,7 @@ Task<std::unique_ptr<Driver>> Qcow2::open(OpenContext& context) {
                   "the image is marked corrupt and can only be opened read-only until it "
                   "has been repaired");
     }
-    Settings settings = read_settings(context);
-    if (settings.l2_slice_size == 0) {
-      settings.l2_slice_size = std::min(default_l2_slice_size, header.cluster_size());
-    }
-    check_slice_size(settings, header);
+    const Settings settings = read_settings(context, header);
     image.reset(
         new Qcow2(context.node(), std::move(header), settings, std::move(file), node.read_only));
     co_await image->open_children(context);

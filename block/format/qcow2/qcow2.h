@@ -54,6 +54,9 @@ struct Settings {
   std::uint64_t cache_clean_interval = 0;  // seconds, 0: never
 };
 
+/// What the options of the node say. Throws Error(EINVAL) for what cannot be.
+Settings read_settings(OpenContext& context, const Header& header);
+
 class MovePlan;
 class References;
 struct SnapshotTable;
@@ -84,6 +87,8 @@ class Qcow2 : public Driver,
                            WriteFlags flags) override;
   Task<DriverInfo> info() override;
   Task<void> reopen(bool read_only) override;
+  std::span<const std::string_view> changeable_options() const override;
+  Task<std::function<void()>> prepare_reopen(OpenContext& context) override;
   Task<void> drain() override;
   Task<void> close() override;
   Task<CheckResult> check(CheckRequest request) override;
@@ -126,6 +131,7 @@ class Qcow2 : public Driver,
   std::string data_file_path() const;
   Task<void> open_children(OpenContext& context);
   Task<void> release_children();
+  void use(const Settings& settings);
   void drop_unused_tables();
   Task<void> load(OpenPurpose purpose);
   Task<void> prepare_for_writing();
@@ -297,6 +303,7 @@ class Qcow2 : public Driver,
   Header header_;
   Geometry geometry_;
   Settings settings_;
+  MetadataSet overlap_checks_wanted_;  // what the guard is told of, in time for them
   OrderRules rules_;
   std::unique_ptr<Child> file_;
   std::unique_ptr<Child> data_file_;  // null: the data is in file_

@@ -74,6 +74,11 @@ class TableCache {
   std::uint64_t slice_size() const { return slice_size_; }
   std::uint64_t capacity() const { return capacity_; }
   void set_capacity(std::uint64_t bytes) { capacity_ = bytes; }
+  /// Nothing may be dirty or in use: all is forgotten.
+  void set_slice_size(std::uint64_t bytes) {
+    clear();
+    slice_size_ = bytes;
+  }
 
   /// A walk over all tables looks at each slice once: of those that it reads, an eighth of the
   /// cache remembers the last, unless somebody uses them otherwise. Fresh memory costs more than
