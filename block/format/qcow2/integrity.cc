@@ -1,5 +1,6 @@
 // What happens when the image turns out to contradict itself: a write that would hit metadata is
-// not done, the image is marked corrupt, and the node takes no more requests (qcow2.md 10.5).
+// not done, an entry that cannot be right is not used, the image is marked corrupt, and the node
+// takes no more requests (qcow2.md 10.5).
 #include <cerrno>
 
 #include <fmt/format.h>
@@ -40,21 +41,34 @@ std::optional<Metadata> Qcow2::data_overlap(HostRange range) const {
   return guard_.find(range);
 }
 
+// Where the image is open for writing, what is in its tables can no longer be trusted with
+// anything; a reader goes on with what there is.
+void Qcow2::found_corrupt(std::string_view what, std::optional<HostRange> range) {
+  constexpr std::string_view prefix = "the image is corrupt: ";
+  if (what.starts_with(prefix)) what.remove_prefix(prefix.size());
+  const bool fatal = !read_only_;
+  const bool known = fatal ? corrupt_ : corruption_told_;
+  if (known) return;
+  corruption_told_ = true;
+  Graph& graph = node_.graph();
+  if (graph.on_image_corrupted) {
+    graph.on_image_corrupted(
+        {.node = node_, .message = std::string(what), .range = range, .fatal = fatal});
+  } else if (fatal) {
+    warn(fmt::format("Marking image as corrupt: {}; further corruption events will be suppressed",
+                     what));
+  }
+  if (!fatal) return;
+  corrupt_ = true;
+  stopped_ = true;
+  marking_.spawn(mark_corrupt());
+}
+
 Task<void> Qcow2::refuse_write(Metadata kind, HostRange range) {
   const std::string message =
       fmt::format("Preventing invalid write on metadata (overlaps with {})", name_of(kind));
-  if (!corrupt_) {
-    corrupt_ = true;
-    stopped_ = true;
-    Graph& graph = node_.graph();
-    if (graph.on_image_corrupted) {
-      graph.on_image_corrupted({.node = node_, .message = message, .range = range});
-    } else {
-      warn(fmt::format("Marking image as corrupt: {}; further corruption events will be suppressed",
-                       message));
-    }
-    co_await mark_corrupt();
-  }
+  found_corrupt(message, range);
+  co_await marking_.join();
   throw Error(EIO, fmt::format("the image is corrupt: {} bytes at {:#x}: {}", range.length,
                                range.start.bytes(), message));
 }

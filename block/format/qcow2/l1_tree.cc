@@ -50,8 +50,8 @@ Task<std::vector<std::uint64_t>> References::lower(Refcounts& counts) const {
 }
 
 L1Tree::L1Tree(Child& file, const Header& header, const Geometry& geometry,
-               std::span<const std::uint64_t> l1)
-    : file_(file), header_(header), geometry_(geometry), l1_(l1) {}
+               std::span<const std::uint64_t> l1, const OverlapGuard& guard)
+    : file_(file), header_(header), geometry_(geometry), l1_(l1), guard_(guard) {}
 
 // In order of their place, each once.
 std::vector<L1Tree::Table> L1Tree::tables() const {
@@ -60,9 +60,11 @@ std::vector<L1Tree::Table> L1Tree::tables() const {
     const HostOffset offset(entry & entry_offset_mask);
     if (offset.bytes() == 0) continue;
     if (!offset.is_aligned(geometry_.cluster_size)) {
-      throw Error(EIO, fmt::format("the image is corrupt: an L1 entry points to {:#x}, which is "
-                                   "not cluster-aligned",
-                                   offset.bytes()));
+      guard_.telling([&] {
+        throw Error(EIO, fmt::format("the image is corrupt: an L1 entry points to {:#x}, which is "
+                                     "not cluster-aligned",
+                                     offset.bytes()));
+      });
     }
     offsets.push_back(offset);
   }
@@ -95,7 +97,7 @@ void L1Tree::count_entries(std::span<const std::byte> table, std::uint32_t times
     const auto word = load_be<std::uint64_t>(&table[at]);
     if (word == 0) continue;
     // Nothing of the second word matters here.
-    const Descriptor d = Descriptor::decode(word, 0, geometry_);
+    const Descriptor d = guard_.telling([&] { return Descriptor::decode(word, 0, geometry_); });
     if (!d.has_host || geometry_.data_file) continue;
     if (d.compressed) {
       found.add({d.host, d.stored_length}, geometry_.cluster_bits, times);

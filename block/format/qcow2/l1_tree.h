@@ -42,7 +42,7 @@ class L1Tree {
  public:
   /// `l1` holds L1 entries; all arguments outlive the object.
   L1Tree(Child& file, const Header& header, const Geometry& geometry,
-         std::span<const std::uint64_t> l1);
+         std::span<const std::uint64_t> l1, const OverlapGuard& guard);
 
   /// The L2 tables and all they point to, but not the L1 table itself. Throws Error(EIO) for
   /// entries that cannot be right.
@@ -70,6 +70,7 @@ class L1Tree {
   const Header& header_;
   const Geometry& geometry_;
   std::span<const std::uint64_t> l1_;
+  const OverlapGuard& guard_;
 };
 
 }  // namespace vise::qcow2

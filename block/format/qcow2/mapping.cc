@@ -46,9 +46,11 @@ HostOffset Mapping::table_of(std::uint64_t l1_index) const {
   if (l1_index >= l1_.size()) return HostOffset(0);
   const HostOffset table(l1_[l1_index] & entry_offset_mask);
   if (!table.is_aligned(geometry_.cluster_size)) {
-    throw Error(EIO, fmt::format("the image is corrupt: L2 table {} lies at {:#x}, which is not "
-                                 "cluster-aligned",
-                                 l1_index, table.bytes()));
+    guard_.telling([&] {
+      throw Error(EIO, fmt::format("the image is corrupt: L2 table {} lies at {:#x}, which is not "
+                                   "cluster-aligned",
+                                   l1_index, table.bytes()));
+    });
   }
   return table;
 }
@@ -64,7 +66,24 @@ HostOffset Mapping::slice_of(HostOffset table, std::uint64_t cluster, std::uint6
   return table + in_table / per_slice * cache_.slice_size();
 }
 
-Mapping::Stretch Mapping::decode(TableCache::Ref& slice, std::uint64_t index,
+// Throws, and has the image marked, if the entry breaks a rule.
+Descriptor Mapping::decode_entry(const std::byte* entry, std::uint64_t cluster) const {
+  const auto word = load_be<std::uint64_t>(entry);
+  const std::uint64_t bitmap =
+      geometry_.extended_l2 ? load_be<std::uint64_t>(entry + 8) : std::uint64_t{0};
+  return guard_.telling([&] {
+    const Descriptor d = Descriptor::decode(word, bitmap, geometry_);
+    const std::uint64_t guest = geometry_.guest_offset(cluster).bytes();
+    if (geometry_.data_file && d.has_host && d.host.bytes() != guest) {
+      throw Error(EIO, fmt::format("the image is corrupt: L2 entry {:#018x} of guest offset {:#x} "
+                                   "points to another place in the data file",
+                                   word, guest));
+    }
+    return d;
+  });
+}
+
+Mapping::Stretch Mapping::decode(TableCache::Ref& slice, std::uint64_t index, std::uint64_t cluster,
                                  std::uint64_t most) const {
   const std::uint64_t per_slice = cache_.slice_size() / geometry_.l2_entry_size;
   Stretch stretch;
@@ -72,10 +91,7 @@ Mapping::Stretch Mapping::decode(TableCache::Ref& slice, std::uint64_t index,
   stretch.descriptors.reserve(stretch.count);
   const std::byte* entry = slice.data() + index * geometry_.l2_entry_size;
   for (std::uint64_t i = 0; i < stretch.count; ++i, entry += geometry_.l2_entry_size) {
-    const std::uint64_t bitmap =
-        geometry_.extended_l2 ? load_be<std::uint64_t>(entry + 8) : std::uint64_t{0};
-    stretch.descriptors.push_back(
-        Descriptor::decode(load_be<std::uint64_t>(entry), bitmap, geometry_));
+    stretch.descriptors.push_back(decode_entry(entry, cluster + i));
   }
   return stretch;
 }
@@ -94,7 +110,7 @@ std::optional<Mapping::Stretch> Mapping::try_get_stretch(std::uint64_t first, st
   const HostOffset offset = slice_of(table, first, &index);
   TableCache::Ref slice = cache_.try_get(offset);
   if (!slice) return std::nullopt;
-  return decode(slice, index, most);
+  return decode(slice, index, first, most);
 }
 
 Task<Mapping::Stretch> Mapping::get_stretch(std::uint64_t first, std::uint64_t most) {
@@ -131,7 +147,7 @@ std::optional<Mapping::ClusterRun> Mapping::try_get_run(std::uint64_t first, std
   const std::uint64_t bitmap =
       geometry_.extended_l2 ? load_be<std::uint64_t>(entry + 8) : std::uint64_t{0};
   std::uint64_t word = load_be<std::uint64_t>(entry);
-  ClusterRun run{Descriptor::decode(word, bitmap, geometry_)};
+  ClusterRun run{decode_entry(entry, first)};
   const Descriptor& d = run.descriptor;
   if (d.compressed || !d.is_uniform(geometry_)) return run;
   // Who may write in place does not matter here, but in a data file the flag says what is
@@ -239,9 +255,7 @@ Task<void> Mapping::set(std::uint64_t first, std::span<const Descriptor> descrip
     cache_.mark_dirty(slice);  // first, since a corrupt old entry ends this half-way
     for (std::uint64_t i = 0; i < count; ++i) {
       std::byte* entry = slice.data() + (index + i) * geometry_.l2_entry_size;
-      const std::uint64_t bitmap =
-          geometry_.extended_l2 ? load_be<std::uint64_t>(entry + 8) : std::uint64_t{0};
-      const Descriptor old = Descriptor::decode(load_be<std::uint64_t>(entry), bitmap, geometry_);
+      const Descriptor old = decode_entry(entry, first + i);
       const Descriptor& fresh = descriptors[i];
       const Descriptor::Words words = fresh.encode(geometry_);
       store_be(entry, words.word);

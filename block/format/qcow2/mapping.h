@@ -93,7 +93,9 @@ class Mapping {
  private:
   HostOffset table_of(std::uint64_t l1_index) const;
   HostOffset slice_of(HostOffset table, std::uint64_t cluster, std::uint64_t* index) const;
-  Stretch decode(TableCache::Ref& slice, std::uint64_t index, std::uint64_t most) const;
+  Descriptor decode_entry(const std::byte* entry, std::uint64_t cluster) const;
+  Stretch decode(TableCache::Ref& slice, std::uint64_t index, std::uint64_t cluster,
+                 std::uint64_t most) const;
   void guard_tables();
   Task<void> load_slice(std::uint64_t cluster, Use use);
   Task<void> make_table(std::uint64_t l1_index);

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "format/qcow2/header.h"
+#include "vise/error.h"
 #include "vise/task.h"
 #include "vise/types.h"
 
@@ -57,6 +58,20 @@ class OverlapGuard {
 
   /// Awaited with what find() gave: marks the image corrupt and throws.
   std::function<Task<void>(Metadata, HostRange)> refuse;
+
+  /// Told by whoever meets an entry that cannot be right, before it throws; may be empty. Marks the
+  /// image corrupt.
+  std::function<void(const Error&)> on_contradiction;
+  /// Does `look` and passes on what it throws, which is told.
+  template <class F>
+  auto telling(F look) const {
+    try {
+      return look();
+    } catch (const Error& error) {
+      if (on_contradiction) on_contradiction(error);
+      throw;
+    }
+  }
 
  private:
   using Tables = std::unordered_map<std::uint64_t, std::uint32_t>;  // cluster: times named

@@ -89,6 +89,9 @@ Qcow2::Qcow2(Node& node, Header header, const Settings& settings, std::unique_pt
     mapping_.cache().forget(range);
     decoded_.forget(range);
   };
+  guard_.on_contradiction = [this](const Error& error) {
+    found_corrupt(error.message(), std::nullopt);
+  };
   guard_.refuse = [this](Metadata kind, HostRange range) { return refuse_write(kind, range); };
   tickets_.on_change = [this] {
     if (!tickets_.next_is_appending()) packer_.send();
@@ -233,6 +236,7 @@ Task<void> Qcow2::reopen(bool read_only) {
   if (stopped_) {
     if (!read_only) require_running();
     co_await packer_.idle();
+    co_await marking_.join();
     read_only_ = true;
     co_return;
   }
@@ -256,6 +260,7 @@ Task<void> Qcow2::reopen(bool read_only) {
 
 // What goes on in the background ends.
 Task<void> Qcow2::drain() {
+  co_await marking_.join();
   co_await hole_scan_.stop();
   co_await decoding_ahead_.join();
 }
@@ -284,6 +289,7 @@ void Qcow2::drop_unused_tables() {
 }
 
 Task<void> Qcow2::release_children() {
+  co_await marking_.join();
   cleaner_.reset();
   if (backing_) co_await backing_->detach();
   if (data_file_) co_await data_file_->detach();

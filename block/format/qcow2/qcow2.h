@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <string_view>
 #include <vector>
 
 #include "bitmap/bitmap_set.h"
@@ -147,6 +148,7 @@ class Qcow2 : public Driver,
   void require_writable() const;
   std::optional<Metadata> data_overlap(HostRange range) const;
   Task<void> refuse_write(Metadata kind, HostRange range);
+  void found_corrupt(std::string_view what, std::optional<HostRange> range);
   Task<void> mark_corrupt();
   Task<void> guard_tables();
   Task<void> guard_snapshots(const SnapshotTable& table);
@@ -311,6 +313,8 @@ class Qcow2 : public Driver,
   bool read_only_;
   bool stopped_ = false;  // it is not known what the header on disk says, or the image is corrupt
   bool corrupt_ = false;  // found so since it was opened
+  bool corruption_told_ = false;
+  TaskScope marking_;
   OverlapGuard guard_;
   bool is_complete_ = false;  // an image that was being made: nothing more is to come
 

@@ -73,6 +73,11 @@ HostOffset Refcounts::block_of(std::uint64_t cluster) const {
   return block;
 }
 
+// For those to whom a count matters.
+HostOffset Refcounts::required_block_of(std::uint64_t cluster) const {
+  return guard_.telling([&] { return block_of(cluster); });
+}
+
 HostOffset Refcounts::slice_of(HostOffset block, std::uint64_t cluster,
                                std::uint64_t* index) const {
   const std::uint64_t per_slice = cache_.slice_size() * 8 >> header_.refcount_order;
@@ -90,7 +95,7 @@ void Refcounts::store_count(std::byte* slice, std::uint64_t index, std::uint64_t
 }
 
 Task<std::uint64_t> Refcounts::get(std::uint64_t cluster) {
-  const HostOffset block = block_of(cluster);
+  const HostOffset block = required_block_of(cluster);
   if (block.bytes() == 0) co_return 0;
   std::uint64_t index = 0;
   const HostOffset offset = slice_of(block, cluster, &index);
@@ -121,7 +126,7 @@ Task<std::uint64_t> Refcounts::count_used(std::uint64_t clusters, std::uint64_t 
 
 Task<void> Refcounts::increase(std::uint64_t cluster) {
   for (;;) {
-    const HostOffset block = block_of(cluster);
+    const HostOffset block = required_block_of(cluster);
     if (block.bytes() != 0) {
       std::uint64_t index = 0;
       const HostOffset offset = slice_of(block, cluster, &index);
@@ -141,7 +146,7 @@ Task<void> Refcounts::increase(std::uint64_t cluster) {
 }
 
 Task<bool> Refcounts::try_increase(std::uint64_t cluster) {
-  const HostOffset block = block_of(cluster);
+  const HostOffset block = required_block_of(cluster);
   if (block.bytes() == 0) co_return false;
   std::uint64_t index = 0;
   const HostOffset offset = slice_of(block, cluster, &index);
@@ -154,7 +159,7 @@ Task<bool> Refcounts::try_increase(std::uint64_t cluster) {
 }
 
 Task<std::optional<std::uint64_t>> Refcounts::decrease(std::uint64_t cluster) {
-  const HostOffset block = block_of(cluster);
+  const HostOffset block = required_block_of(cluster);
   if (block.bytes() == 0) co_return std::nullopt;
   std::uint64_t index = 0;
   const HostOffset offset = slice_of(block, cluster, &index);
@@ -178,7 +183,7 @@ Task<void> Refcounts::for_each_count(std::uint64_t first, std::span<const std::u
         std::min<std::uint64_t>(references.size(), i + per_slice - cluster % per_slice);
     const bool touched = std::ranges::any_of(references.subspan(i, end - i),
                                              [](std::uint32_t times) { return times != 0; });
-    const HostOffset block = touched ? block_of(cluster) : HostOffset(0);
+    const HostOffset block = touched ? required_block_of(cluster) : HostOffset(0);
     TableCache::Ref slice;
     std::uint64_t index = 0;
     if (block.bytes() != 0) {
@@ -233,7 +238,7 @@ Task<void> Refcounts::lower(std::uint64_t first, std::span<const std::uint32_t> 
 }
 
 Task<std::uint64_t> Refcounts::take_run(std::uint64_t first, std::uint64_t most) {
-  const HostOffset block = block_of(first);
+  const HostOffset block = required_block_of(first);
   if (block.bytes() == 0) co_return 0;
   std::uint64_t index = 0;
   const HostOffset offset = slice_of(block, first, &index);
@@ -257,7 +262,7 @@ Task<Refcounts::Run> Refcounts::take_free(std::uint64_t most) {
   const std::uint64_t per_slice = cache_.slice_size() * 8 >> header_.refcount_order;
   for (;;) {
     const std::uint64_t from = scan_;
-    const HostOffset block = block_of(from);
+    const HostOffset block = required_block_of(from);
     if (block.bytes() == 0) {
       co_await add_block(from);
       continue;

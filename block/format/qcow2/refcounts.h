@@ -121,6 +121,7 @@ class Refcounts {
  private:
   std::uint64_t entries_per_block() const { return header_.refcount_block_entries(); }
   HostOffset block_of(std::uint64_t cluster) const;
+  HostOffset required_block_of(std::uint64_t cluster) const;
   HostOffset slice_of(HostOffset block, std::uint64_t cluster, std::uint64_t* index) const;
   std::uint64_t load_count(const std::byte* slice, std::uint64_t index) const;
   void store_count(std::byte* slice, std::uint64_t index, std::uint64_t count) const;

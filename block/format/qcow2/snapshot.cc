@@ -151,7 +151,7 @@ Task<void> Qcow2::release(const References& dropped) {
 Task<void> Qcow2::refresh_copied() {
   const std::vector<std::uint64_t> before = mapping_.l1();
   std::vector<std::uint64_t> l1 = before;
-  L1Tree tree(*file_, header_, geometry_, before);
+  L1Tree tree(*file_, header_, geometry_, before, guard_);
   const bool changed = co_await tree.set_copied(refcounts_, l1);
   if (changed) {
     const Buffer bytes = l1_bytes(l1);
@@ -167,7 +167,7 @@ Task<void> Qcow2::drop_l1_entries(std::uint64_t first) {
   if (first >= l1.size()) co_return;
   const std::vector<std::uint64_t> old(l1.begin() + static_cast<std::ptrdiff_t>(first), l1.end());
   if (std::ranges::all_of(old, [](std::uint64_t entry) { return entry == 0; })) co_return;
-  L1Tree tree(*file_, header_, geometry_, old);
+  L1Tree tree(*file_, header_, geometry_, old, guard_);
   const References dropped = co_await tree.references();
   std::fill(l1.begin() + static_cast<std::ptrdiff_t>(first), l1.end(), 0);
   const Buffer zeroes = Buffer::zeroed(old.size() * 8);
@@ -210,7 +210,7 @@ Task<void> Qcow2::switch_snapshot_table(const SnapshotTable& table, HostRange sp
 // Makes all that the active tables hold shared with a copy of the L1 table, and gives that copy.
 Task<HostRange> Qcow2::share_active_tree(const References& shared, bool& raised) {
   const std::vector<std::uint64_t> l1 = without_copied(mapping_.l1());
-  L1Tree tree(*file_, header_, geometry_, l1);
+  L1Tree tree(*file_, header_, geometry_, l1, guard_);
   co_await tree.clear_copied(refcounts_);
   const Buffer bytes = l1_bytes(l1);
   if (bytes.size() > 0) co_await file_->write(header_.l1_offset, ConstIoVec(bytes.span()));
@@ -248,7 +248,7 @@ Task<void> Qcow2::create_snapshot(NewSnapshot request) {
   // A virtual machine's state is no part of the disk: left behind by apply, it would stay for ever.
   co_await drop_l1_entries(divide_up(header_.virtual_size, header_.l2_coverage()));
   space_.forget_packing();
-  L1Tree tree(*file_, header_, geometry_, mapping_.l1());
+  L1Tree tree(*file_, header_, geometry_, mapping_.l1(), guard_);
   const References shared = co_await tree.references();
   co_await shared.check_raise(refcounts_);
 
@@ -298,7 +298,7 @@ Task<void> Qcow2::delete_snapshot(SnapshotSelector which) {
   const std::size_t index = find_snapshot(table, which);
   const Snapshot snapshot = table.snapshots[index];
   std::vector<std::uint64_t> l1 = co_await read_l1(*file_, header_, snapshot);
-  L1Tree tree(*file_, header_, geometry_, l1);
+  L1Tree tree(*file_, header_, geometry_, l1, guard_);
   References dropped = co_await tree.references();
   dropped.add(snapshot.l1_table(), geometry_.cluster_bits);
   dropped.add(HostRange{header_.snapshots_offset, table.length}, geometry_.cluster_bits);
@@ -352,10 +352,10 @@ Task<void> Qcow2::apply_snapshot(SnapshotSelector which) {
   l1.resize(std::max<std::uint64_t>(l1.size(), divide_up(size, header_.l2_coverage())));
 
   const std::vector<std::uint64_t> old_l1 = mapping_.l1();
-  L1Tree old_tree(*file_, header_, geometry_, old_l1);
+  L1Tree old_tree(*file_, header_, geometry_, old_l1, guard_);
   References dropped = co_await old_tree.references();
   dropped.add(header_.l1_table(), geometry_.cluster_bits);
-  L1Tree tree(*file_, header_, geometry_, l1);
+  L1Tree tree(*file_, header_, geometry_, l1, guard_);
   const References shared = co_await tree.references();
   co_await shared.check_raise(refcounts_);
   co_await tree.clear_copied(refcounts_);
