@@ -85,6 +85,11 @@ Task<void> InPlaceCompressor::run() {
 }
 
 Task<void> InPlaceCompressor::drained(DriverStep step) {
+  AsyncMutex::Guard turn;
+  if (request_.turn != nullptr) {
+    AsyncMutex::Guard taken = co_await request_.turn->lock();
+    turn = std::move(taken);
+  }
   const std::shared_ptr<Node> node = image_.shared_node();
   co_await node->drain_begin();
   std::exception_ptr failure;

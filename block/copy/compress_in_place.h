@@ -31,6 +31,9 @@ struct InPlaceRequest {
   InPlaceOptions options;
   CopyControl* control = nullptr;  // pause, cancel and rate (of what is read); may be null
   CopyControl::Clock clock;        // of the rate limit
+  /// Held while the node is drained for a step that has it all to itself; taken before. May be
+  /// null: then nothing but requests reaches the node.
+  AsyncMutex* turn = nullptr;
   std::function<void(const InPlaceProgress&)> on_progress;  // after each chunk; may be empty
 };
 

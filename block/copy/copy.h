@@ -18,6 +18,10 @@ namespace vise {
 /// The reins of a running copy, for the same event loop.
 class CopyControl {
  public:
+  CopyControl() = default;
+  CopyControl(const CopyControl&) = delete;
+  virtual ~CopyControl() = default;
+
   /// No new chunk is started until resume().
   void pause() { paused_ = true; }
   void resume();
@@ -29,17 +33,16 @@ class CopyControl {
   bool paused() const { return paused_; }
   bool cancelled() const { return cancelled_; }
 
-  // For the engine.
-  RateLimit& rate() { return rate_; }
+  // For the engine. Whoever has other reins overrides both.
   /// Returns at once unless paused; throws Error(ECANCELED) if cancelled by then.
-  Task<void> checkpoint();
+  virtual Task<void> checkpoint();
   /// Books `bytes` of data with the rate limit and waits until they may be moved; ends like
   /// checkpoint(). Of an empty clock the real one and the event loop's timers are used.
   struct Clock {
     std::function<RateLimit::Clock::time_point()> now;
     std::function<Task<void>(std::chrono::nanoseconds)> sleep;
   };
-  Task<void> pace(std::uint64_t bytes, const Clock& clock);
+  virtual Task<void> pace(std::uint64_t bytes, const Clock& clock);
 
  private:
   bool paused_ = false;

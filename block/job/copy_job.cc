@@ -78,20 +78,4 @@ std::optional<GuestRange> CopyJob::next_dirty_chunk(const DirtyBitmap& todo, Gue
   return GuestRange{dirty->start, end - start};
 }
 
-Task<std::shared_ptr<Job>> CopyJob::prepared(std::shared_ptr<CopyJob> job, Task<void> preparation) {
-  std::exception_ptr failure;
-  try {
-    co_await std::move(preparation);
-  } catch (...) {
-    failure = std::current_exception();
-  }
-  if (!failure) co_return std::static_pointer_cast<Job>(job);
-  try {
-    co_await job->clean();
-  } catch (const Error&) {
-    // What failed first is what is told.
-  }
-  std::rethrow_exception(failure);
-}
-
 }  // namespace vise

@@ -14,10 +14,6 @@ class DirtyBitmap;
 
 class CopyJob : public Job {
  public:
-  /// The job, once `preparation` is done, which is the job's own; if that fails, the job is cleaned
-  /// and the failure thrown.
-  static Task<std::shared_ptr<Job>> prepared(std::shared_ptr<CopyJob> job, Task<void> preparation);
-
  protected:
   using Job::Job;
 

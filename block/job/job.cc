@@ -99,6 +99,22 @@ void Job::dismiss() {
   wake();
 }
 
+Task<std::shared_ptr<Job>> Job::prepared(std::shared_ptr<Job> job, Task<void> preparation) {
+  std::exception_ptr failure;
+  try {
+    co_await std::move(preparation);
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  if (!failure) co_return job;
+  try {
+    co_await job->clean();
+  } catch (const Error&) {
+    // What failed first is what is told.
+  }
+  std::rethrow_exception(failure);
+}
+
 // --- for the work -------------------------------------------------------------------------------
 
 Task<void> Job::checkpoint() {

@@ -39,6 +39,10 @@ class Job {
   virtual ~Job();
   Job(const Job&) = delete;
 
+  /// The job, once `preparation` is done, which is the job's own; if that fails, the job is cleaned
+  /// and the failure thrown.
+  static Task<std::shared_ptr<Job>> prepared(std::shared_ptr<Job> job, Task<void> preparation);
+
   const std::string& id() const { return settings_.id; }
   const JobSettings& settings() const { return settings_; }
   qapi::JobType type() const { return type_; }

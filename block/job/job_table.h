@@ -18,6 +18,7 @@ class JobTable {
   JobTable(const JobTable&) = delete;
 
   EventBus& events() { return events_; }
+  AsyncMutex& turn() { return turn_; }
 
   /// In order of creation.
   const std::vector<std::shared_ptr<Job>>& jobs() const { return jobs_; }

@@ -9,6 +9,7 @@
 #include "graph/image_info.h"
 #include "job/backup.h"
 #include "job/commit.h"
+#include "job/compress.h"
 #include "job/create.h"
 #include "job/job_table.h"
 #include "job/mirror.h"
@@ -190,6 +191,17 @@ Task<void> blockdev_backup(Services& services, qapi::BlockdevBackup arguments) {
   start(services, std::move(job));
 }
 
+Task<void> blockdev_compress(Services& services, qapi::BlockdevCompressArguments arguments) {
+  CompressSettings settings;
+  settings.job = job_settings(services, arguments);
+  settings.job.on_target_error = arguments.on_error.value_or(qapi::BlockdevOnError::report);
+  settings.device = &get_device(services, arguments.device);
+  settings.options.level = arguments.level.value_or(0);
+  settings.options.compact = arguments.compact.value_or(false);
+  std::shared_ptr<Job> job = co_await make_compress_job(services.jobs(), std::move(settings));
+  start(services, std::move(job));
+}
+
 Task<Value> blockdev_create(Services& services, Value arguments) {
   qapi::BlockdevCreateArguments typed;
   read(ValueReader(arguments, ValueInput::json), typed);
@@ -311,6 +323,7 @@ void add_job_commands(CommandTable& commands) {
   commands.add<command::block_commit, block_commit>();
   commands.add<command::blockdev_mirror, blockdev_mirror>();
   commands.add<command::blockdev_backup, blockdev_backup>();
+  commands.add<command::blockdev_compress, blockdev_compress>();
   commands.add(command::blockdev_create::name, blockdev_create);
   commands.add<command::query_jobs, query_jobs>();
   commands.add<command::query_block_jobs, query_block_jobs>();

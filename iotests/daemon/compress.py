@@ -1,0 +1,229 @@
+"""blockdev-compress: an image is compressed where it lies, while clients write to it."""
+import os
+
+from qmp import Daemon
+from vise_iotest import CODECS, KIB, MIB, case, cases, main, mixed_data
+from writer import Writer
+
+SIZE = 16 * MIB
+
+
+def qcow2(name, **more):
+    return {"driver": "qcow2", "node-name": name, "discard": "unmap",
+            "file": {"driver": "file", "filename": f"{name}.qcow2"}, **more}
+
+
+def make(t, codec="zlib", size=SIZE, cluster=64 * KIB, name="disk", seed=5):
+    """An image without compressed clusters; what it holds."""
+    data = mixed_data(size, 64 * KIB, seed)
+    t.write(f"{name}.raw", data)
+    t.vise_img("convert", "-O", "qcow2", "-o", f"compression_type={codec},cluster_size={cluster}",
+               f"{name}.raw", f"{name}.qcow2")
+    return data
+
+
+def compressed(t, image="disk.qcow2"):
+    return t.vise_img("check", "--output=json", image).json.get("compressed-clusters", 0)
+
+
+def export(t, daemon, name, **more):
+    path = t.path("nbd.sock")
+    daemon.execute("nbd-server-start", addr={"type": "unix", "data": {"path": str(path)}})
+    daemon.execute("block-export-add", {"type": "nbd", "id": "e", "node-name": name, "name": "x",
+                                        "writable": True, **more})
+    return f"nbd+unix:///x?socket={path}"
+
+
+@cases(codec=CODECS, compact=[False, True])
+def as_small_as_a_compressed_copy_and_the_same(t, codec, compact):
+    make(t, codec)
+    t.vise_img("convert", "-c", "-O", "qcow2", "-o", f"compression_type={codec}", "disk.raw",
+               "copy.qcow2")
+    daemon = Daemon(t)
+    daemon.execute("blockdev-add", qcow2("disk"))
+    daemon.execute("blockdev-compress", job_id="j", device="disk", compact=compact)
+    done = daemon.qmp.wait_job("j")
+    t.equal((done["event"], done["data"]["type"]), ("BLOCK_JOB_COMPLETED", "compress"))
+    t.equal((done["data"]["len"], done["data"]["offset"]), (SIZE, SIZE))
+    daemon.quit()
+    t.sound("disk.qcow2")
+    t.reads_as("disk.qcow2", "disk.raw")
+    t.equal(compressed(t), compressed(t, "copy.qcow2"), "compressed clusters")
+    most = 1.1 * t.allocated("copy.qcow2") + 4 * 64 * KIB
+    t.check(t.allocated("disk.qcow2") <= most, f"{t.allocated('disk.qcow2')} bytes, not {most}")
+    if compact:
+        length = os.path.getsize(t.path("disk.qcow2"))
+        t.check(length <= 1.1 * os.path.getsize(t.path("copy.qcow2")) + 4 * 64 * KIB, length)
+
+
+@cases(codec=CODECS, compact=[False, True], above=["disk", "cmp"])
+def a_client_writes_meanwhile(t, codec, compact, above):
+    data = make(t, codec)
+    daemon = Daemon(t)
+    qmp = daemon.qmp
+    qmp.execute("blockdev-add", qcow2("disk"))
+    if above == "cmp":
+        qmp.execute("blockdev-add", driver="compress", node_name="cmp", file="disk",
+                    discard="unmap")
+    writer = Writer(t, export(t, daemon, above), data)
+    writer.wait(10)
+    qmp.execute("blockdev-compress", job_id="j", device=above, compact=compact, speed=MIB)
+    writer.wait(60)
+    qmp.execute("block-job-set-speed", device="j", speed=0)
+    qmp.wait_job("j")
+    writer.wait(20)
+    t.write("expected.raw", writer.stop())
+    daemon.quit()
+    t.sound("disk.qcow2")
+    t.reads_as("disk.qcow2", "expected.raw")
+    t.check(compressed(t) > 50, f"only {compressed(t)} compressed clusters")
+
+
+@cases(codec=CODECS, compact=[False, True])
+def pausing_and_cancelling_under_a_writer(t, codec, compact):
+    data = make(t, codec)
+    daemon = Daemon(t)
+    qmp = daemon.qmp
+    qmp.execute("blockdev-add", qcow2("disk"))
+    writer = Writer(t, export(t, daemon, "disk"), data)
+    counts = []
+    for round in range(4):
+        qmp.execute("blockdev-compress", job_id="j", device="disk", compact=compact,
+                    speed=0 if round == 3 else 4 * MIB)
+        writer.wait(10)
+        if round < 3:
+            qmp.execute("job-pause", id="j")
+            qmp.wait_event("JOB_STATUS_CHANGE", id="j", status="paused")
+            before = qmp.execute("query-block-jobs")[0]
+            t.equal((before["status"], before["speed"]), ("paused", 4 * MIB))
+            writer.wait(10)
+            qmp.execute("job-resume", id="j")
+            qmp.execute("job-cancel", id="j")
+        t.equal(qmp.wait_job("j")["event"],
+                "BLOCK_JOB_COMPLETED" if round == 3 else "BLOCK_JOB_CANCELLED")
+        counts.append(t.vise_img("check", "-U", "--output=json", "disk.qcow2", code=(0, 2, 3))
+                      .json.get("compressed-clusters", 0))
+    t.write("expected.raw", writer.stop())
+    daemon.quit()
+    t.check(counts[2] < counts[3], f"compressed clusters: {counts}")
+    t.sound("disk.qcow2")
+    t.reads_as("disk.qcow2", "expected.raw")
+
+
+@cases(codec=CODECS, compact=[False, True])
+def a_killed_daemon_leaves_what_was_flushed(t, codec, compact):
+    data = make(t, codec)
+    for round in range(3):
+        daemon = Daemon(t, name=f"qmp{round}")
+        daemon.execute("blockdev-add", qcow2("disk"))
+        writer = Writer(t, export(t, daemon, "disk"), data, seed=round)
+        daemon.execute("blockdev-compress", job_id="j", device="disk", compact=compact,
+                       speed=(2 * MIB, 16 * MIB, 0)[round])
+        writer.wait((15, 40, 25)[round])
+        daemon.kill()
+        writer.leave()
+        t.path("nbd.sock").unlink(missing_ok=True)
+        checked = t.qemu_img("check", "disk.qcow2", code=(0, 3))  # leaks at worst
+        t.check("corrupt" not in checked.stdout, checked)
+        t.vise_img("convert", "-O", "raw", "disk.qcow2", "found.raw")
+        data = t.read("found.raw")
+        t.check(writer.allows(data), f"round {round}: the content is not what may be there")
+    t.vise_img("compress", "disk.qcow2")
+    t.sound("disk.qcow2")
+    t.reads_as("disk.qcow2", "found.raw")
+
+
+@case
+def a_base_is_compressed_below_a_writer(t):
+    data = make(t, name="base")
+    t.vise_img("create", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", "disk.qcow2")
+    t.vise_img("snapshot", "-c", "kept", "disk.qcow2")
+    daemon = Daemon(t)
+    qmp = daemon.qmp
+    qmp.execute("blockdev-add", qcow2("base", **{"read-only": True}))
+    qmp.execute("blockdev-add", qcow2("disk", backing="base"))
+    writer = Writer(t, export(t, daemon, "disk"), data)
+    qmp.execute("blockdev-compress", job_id="j", device="base", compact=True, level=1)
+    qmp.wait_job("j")
+    nodes = {entry["node-name"]: entry for entry in qmp.execute("query-named-block-nodes")}
+    t.check(nodes["base"]["ro"], "it is read-only again")
+    writer.wait(20)
+    t.write("expected.raw", writer.stop())
+    daemon.quit()
+    for image in ("base.qcow2", "disk.qcow2"):
+        t.sound(image)
+    t.reads_as("base.qcow2", "base.raw")
+    t.reads_as("disk.qcow2", "expected.raw")
+    t.check(compressed(t, "base.qcow2") > 50, "the base is compressed")
+
+
+@cases(policy=["report", "stop", "ignore", "enospc"])
+def errors_are_met_as_the_client_wishes(t, policy):
+    make(t)
+    daemon = Daemon(t)
+    qmp = daemon.qmp
+    qmp.execute("blockdev-add", {"driver": "qcow2", "node-name": "disk", "discard": "unmap", "file": {
+        "driver": "blkdebug", "image": {"driver": "file", "filename": "disk.qcow2"},
+        "inject-error": [{"event": "read_aio", "errno": 5, "once": True}]}})
+    qmp.execute("blockdev-compress", job_id="j", device="disk", on_error=policy)
+    told = qmp.wait_event("BLOCK_JOB_ERROR", device="j")["data"]
+    action = "report" if policy == "enospc" else policy
+    t.equal(told["action"], action)
+    if action == "stop":
+        qmp.wait_event("JOB_STATUS_CHANGE", id="j", status="paused")
+        t.equal(qmp.execute("query-block-jobs")[0]["io-status"], "failed")
+        qmp.execute("job-resume", id="j")
+    done = qmp.wait_event("BLOCK_JOB_COMPLETED", device="j")["data"]
+    t.equal("error" in done, action == "report")
+    qmp.wait_event("JOB_STATUS_CHANGE", id="j", status="null")
+    daemon.quit()
+    t.vise_img("convert", "-c", "-O", "qcow2", "disk.raw", "copy.qcow2")
+    t.equal(compressed(t) == compressed(t, "copy.qcow2"), action != "report")
+    t.sound("disk.qcow2")
+    t.reads_as("disk.qcow2", "disk.raw")
+
+
+@case
+def what_cannot_be_is_refused(t):
+    make(t)
+    t.vise_img("create", "-f", "qcow2", "-o", "refcount_bits=1", "bits.qcow2", str(SIZE))
+    t.write("plain", bytes(MIB))
+    daemon = Daemon(t)
+    qmp = daemon.qmp
+    qmp.execute("blockdev-add", qcow2("disk"))
+    qmp.execute("blockdev-add", qcow2("bits"))
+    qmp.execute("blockdev-add", driver="raw", node_name="raw",
+                file={"driver": "file", "filename": "plain"})
+    for arguments, text in [
+        ({"device": "disk"}, "Invalid job ID"),
+        ({"device": "nope", "job-id": "j"}, "nope"),
+        ({"device": "raw", "job-id": "j"}, "'raw' cannot be compressed"),
+        ({"device": "disk", "job-id": "j", "level": 13}, "12"),
+        ({"device": "disk", "job-id": "j", "level": -1}, "level"),
+        ({"device": "disk", "job-id": "j", "speed": -1}, "speed"),
+        ({"device": "disk", "job-id": "j", "on-error": "never"}, "never"),
+    ]:
+        t.check(text in qmp.fails("blockdev-compress", arguments), arguments)
+    t.equal(qmp.execute("query-jobs"), [])
+    qmp.execute("blockdev-compress", job_id="j", device="bits")
+    failed = qmp.wait_event("BLOCK_JOB_COMPLETED", device="j")["data"]
+    t.check("refcounts of 1 bit" in failed["error"], failed)
+    qmp.execute("blockdev-compress", job_id="k", device="disk", speed=1, auto_dismiss=False)
+    for name, arguments in [
+        ("blockdev-compress", {"job-id": "l", "device": "disk"}),
+        ("block_resize", {"node-name": "disk", "size": 2 * SIZE}),
+        ("blockdev-snapshot-internal-sync", {"device": "disk", "name": "s"}),
+        ("blockdev-del", {"node-name": "disk"}),
+        ("blockdev-reopen", {"options": [qcow2("disk")]}),
+    ]:
+        t.check("busy" in qmp.fails(name, arguments), f"{name} during the job")
+    qmp.execute("job-cancel", id="k")
+    qmp.wait_event("JOB_STATUS_CHANGE", id="k", status="concluded")
+    t.equal(qmp.execute("query-jobs")[0]["error"], "Operation canceled")
+    qmp.execute("job-dismiss", id="k")
+    daemon.quit()
+    t.reads_as("disk.qcow2", "disk.raw")
+    t.sound("disk.qcow2")
+
+
+main()
