@@ -188,7 +188,7 @@ def accelerator():
 
 
 class Emulator(Process):
-    """A guest that has booted, with the disks of the given -drive options as /dev/vda, /dev/vdb, …"""
+    """A guest that has booted, with the disks of these -drive options (whole, or without if=) as /dev/vda, /dev/vdb, …"""
 
     def __init__(self, t, *drives):
         self.t = t
@@ -200,7 +200,8 @@ class Emulator(Process):
                    "-serial", "stdio", "-kernel", next(kernel().glob("boot/vmlinuz-*")), "-initrd", archive,
                    "-append", "console=ttyS0 quiet panic=-1 no_timer_check mitigations=off"]
         for drive in drives:
-            command += ["-drive", f"if=virtio,cache=writeback,discard=unmap,{drive}"]
+            whole = drive if drive.startswith("if=") else f"if=virtio,discard=unmap,{drive}"
+            command += ["-drive", whole]
         super().__init__(command, t.dir, t.env)
         self.wait_for("@end 0", BOOT_SECONDS)
 
