@@ -39,9 +39,11 @@ class InPlaceCompressor {
 
  private:
   enum class Step { compress, move };
-  using DriverStep = Task<void> (CompressibleInPlace::*)();
+  using DriverStep = std::function<Task<void>()>;
 
-  Task<void> drained(DriverStep step);
+  Task<void> drained(const DriverStep& step);
+  Task<void> compress_snapshots();
+  Task<void> compress_snapshots_step(CompressibleInPlace::SnapshotStep& step);
   Task<void> walk(Step step, GuestOffset end);
   Task<void> spawn_chunks(Step step, GuestOffset end);
   Task<GuestRange> next_chunk(Step step, GuestRange rest);
@@ -66,9 +68,14 @@ class InPlaceCompressor {
 };
 
 Task<void> InPlaceCompressor::run() {
-  bar_length_ = request_.options.compact ? 0.8 : 1.0;
-  co_await drained(&CompressibleInPlace::begin_compressing);
+  const double compressing = request_.options.compact ? 0.8 : 1.0;
+  bar_length_ = compressing * 0.7;
+  const DriverStep begin = [this] { return driver_.begin_compressing(); };
+  co_await drained(begin);
   co_await walk(Step::compress, GuestOffset(image_.size()));
+  bar_start_ = bar_length_;
+  bar_length_ = compressing - bar_start_;
+  co_await compress_snapshots();
   for (int round = 0; request_.options.compact && round < most_rounds; ++round) {
     co_await checkpoint();
     const bool more = co_await driver_.plan_moves();
@@ -76,7 +83,8 @@ Task<void> InPlaceCompressor::run() {
     bar_start_ += bar_length_;
     bar_length_ = (1 - bar_start_) / 2;
     co_await walk(Step::move, driver_.end_of_moves());
-    co_await drained(&CompressibleInPlace::move_tables);
+    const DriverStep move_tables = [this] { return driver_.move_tables(); };
+    co_await drained(move_tables);
     co_await driver_.release_free_space();
   }
   co_await checkpoint();
@@ -84,7 +92,26 @@ Task<void> InPlaceCompressor::run() {
   co_await image_.flush();
 }
 
-Task<void> InPlaceCompressor::drained(DriverStep step) {
+// What snapshots hold nobody writes to, but the disk shares it, and entries of both change at once.
+Task<void> InPlaceCompressor::compress_snapshots() {
+  CompressibleInPlace::SnapshotStep step;
+  do {
+    co_await checkpoint();
+    const DriverStep work = [this, &step] { return compress_snapshots_step(step); };
+    co_await drained(work);
+    progress_.compressed += step.compressed;
+    if (step.end > 0) report(static_cast<double>(step.next) / static_cast<double>(step.end));
+    if (request_.control != nullptr) co_await request_.control->pace(step.read, request_.clock);
+  } while (step.next < step.end);
+}
+
+Task<void> InPlaceCompressor::compress_snapshots_step(CompressibleInPlace::SnapshotStep& step) {
+  const CompressibleInPlace::SnapshotStep done =
+      co_await driver_.compress_snapshots(step.next, request_.options.level);
+  step = done;
+}
+
+Task<void> InPlaceCompressor::drained(const DriverStep& step) {
   AsyncMutex::Guard turn;
   if (request_.turn != nullptr) {
     AsyncMutex::Guard taken = co_await request_.turn->lock();
@@ -94,7 +121,7 @@ Task<void> InPlaceCompressor::drained(DriverStep step) {
   co_await node->drain_begin();
   std::exception_ptr failure;
   try {
-    co_await (driver_.*step)();
+    co_await step();
   } catch (...) {
     failure = std::current_exception();
   }

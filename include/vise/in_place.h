@@ -10,8 +10,8 @@
 namespace vise {
 
 /// A driver that can compress what its image holds in place, move it together, and give the space
-/// back to the host. All but begin_compressing() and move_tables() may be called while the node is
-/// in use. Stopping at any moment, by a power failure or an error, leaves the content as it was and
+/// back to the host. What is not called drained may be called while the node is in use. Stopping at
+/// any moment, by a power failure or an error, leaves the content as it was and
 /// the image consistent, at worst with leaked clusters. The node is writable.
 class CompressibleInPlace {
  public:
@@ -29,6 +29,16 @@ class CompressibleInPlace {
   /// smaller; whether it still holds any is looked up again. Nobody else may have requests for the
   /// stretch in flight. `level` as in WriteFlags. Returns the bytes that are compressed now.
   virtual Task<std::uint64_t> compress_range(GuestRange range, int level) = 0;
+
+  /// Called drained, again and again: compresses a part of what snapshots hold, alone or together
+  /// with the disk. `position` is 0 at first, then SnapshotStep::next. It has no unit.
+  struct SnapshotStep {
+    std::uint64_t next = 0;        // where to go on
+    std::uint64_t end = 0;         // nothing is left once `next` has got here
+    std::uint64_t read = 0;        // bytes
+    std::uint64_t compressed = 0;  // bytes of these that are compressed now
+  };
+  virtual Task<SnapshotStep> compress_snapshots(std::uint64_t position, int level) = 0;
 
   /// Finds out whether the file could be shorter if clusters were moved, and which; to be repeated
   /// when they have been moved. False: nothing to move, or the last round did not help.

@@ -1,11 +1,12 @@
-// Power failures and failing disks while snapshots are made, applied and deleted, and while the
-// disk changes its size: afterwards the image is as before or as after, every snapshot holds what
-// it held, and writing to the disk harms none of them.
+// Power failures and failing disks while snapshots are made, applied, deleted and compressed, and
+// while the disk changes its size: afterwards the image is as before or as after, every snapshot
+// holds what it held, and writing to the disk harms none of them.
 #include <gtest/gtest.h>
 
 #include <map>
 #include <random>
 
+#include "copy/compress_in_place.h"
 #include "crash/disk.h"
 #include "crash/model.h"
 #include "crash/replay.h"
@@ -46,7 +47,8 @@ enum class Step {
   shrink,
   empty,
   widen,
-  upgrade
+  upgrade,
+  compress
 };
 
 Task<void> perform(Child& root, Step step) {
@@ -89,6 +91,13 @@ Task<void> perform(Child& root, Step step) {
       if (step == Step::widen) request.options.set("refcount_bits", "32");
       if (step == Step::upgrade) request.options.set("compat", "1.1");
       co_await dynamic_cast<Amendable&>(node.driver()).amend(std::move(request));
+      break;
+    }
+    case Step::compress: {
+      InPlaceRequest request;
+      request.image = &root;
+      request.options.compact = true;
+      co_await compress_in_place(std::move(request));
     }
   }
 }
@@ -283,14 +292,14 @@ class SnapshotCrash : public testing::TestWithParam<Shape> {
   Task<void> run_step(Step step) {
     std::unique_ptr<Child> root = co_await open(true);
     std::exception_ptr failure;
-    const bool resizes = step == Step::grow || step == Step::shrink;
+    const bool drains = step == Step::grow || step == Step::shrink || step == Step::compress;
     try {
-      if (!resizes) co_await root->node().drain_begin();
+      if (!drains) co_await root->node().drain_begin();
       co_await perform(*root, step);
     } catch (...) {
       failure = std::current_exception();
     }
-    if (!resizes) root->node().drain_end();
+    if (!drains) root->node().drain_end();
     if (failure) {
       // The session goes on after a failure; it must know what is on disk.
       try {
@@ -309,7 +318,8 @@ class SnapshotCrash : public testing::TestWithParam<Shape> {
   }
 
   static std::vector<Step> steps() {
-    std::vector<Step> all = {Step::create, Step::delete_oldest, Step::delete_newest, Step::empty};
+    std::vector<Step> all = {Step::create, Step::delete_oldest, Step::delete_newest, Step::empty,
+                             Step::compress};
     if (GetParam().create_options.find("compat") == nullptr) {
       all.insert(all.end(), {Step::apply, Step::grow, Step::shrink, Step::widen});
     } else {

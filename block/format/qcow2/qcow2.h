@@ -5,9 +5,9 @@
 //   read, write, write_compressed, zero, resize, preallocate   the data paths
 //   snapshot, l1_tree, rewrite   operations on whole L1 tables and the header
 //   overlap, integrity                 nothing is written over metadata; corrupt images
-//   compress_in_place, move_plan, move_clusters, move_tables   making the file smaller
-//   commit                             the order in which metadata reaches the disk
-//   bitmaps, bitmap_directory, bitmap_data   persistent dirty bitmaps
+//   compress_in_place, compress_snapshots, shared_clusters   what is there, compressed where it
+//   lies move_plan, move_clusters, move_tables   making the file shorter commit the order in which
+//   metadata reaches the disk bitmaps, bitmap_directory, bitmap_data   persistent dirty bitmaps
 #pragma once
 
 #include <cstdint>
@@ -60,6 +60,8 @@ Settings read_settings(OpenContext& context, const Header& header);
 
 class MovePlan;
 class References;
+class SharedTables;
+struct SharedCluster;
 struct SnapshotTable;
 
 class Qcow2 : public Driver,
@@ -109,6 +111,7 @@ class Qcow2 : public Driver,
   Task<void> begin_compressing() override;
   Task<GuestRange> find_uncompressed(GuestRange range, std::uint64_t most) override;
   Task<std::uint64_t> compress_range(GuestRange range, int level) override;
+  Task<SnapshotStep> compress_snapshots(std::uint64_t position, int level) override;
   Task<bool> plan_moves() override;
   Task<GuestRange> find_movable(GuestRange range, std::uint64_t most) override;
   Task<std::uint64_t> move_range(GuestRange range) override;
@@ -205,6 +208,17 @@ class Qcow2 : public Driver,
                                TicketQueue::Ticket& ticket);
   Task<void> finish_freeing();
   Task<std::uint64_t> free_run(std::uint64_t first, std::uint64_t end);
+
+  // compress_snapshots.cc
+  Task<void> find_shared(SharedTables& tables, SnapshotStep& step,
+                         std::vector<SharedCluster>& found);
+  Task<std::uint64_t> compress_shared(std::span<const SharedCluster> found, int level);
+  Task<void> load_shared(std::span<const SharedCluster> found, Buffer& data);
+  Task<void> place_shared(std::span<const SharedCluster> found, std::span<StoredCluster> stored);
+  Task<bool> place_counted(StoredCluster& cluster, std::uint64_t references,
+                           Packer::Receipt& receipt);
+  Task<void> link_shared(std::span<const SharedCluster> found,
+                         std::span<const StoredCluster> stored);
 
   // move_plan.cc, move_clusters.cc, move_tables.cc
   Task<void> count_active_references(MovePlan& plan);

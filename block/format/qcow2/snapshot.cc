@@ -92,18 +92,6 @@ std::vector<std::uint64_t> without_copied(std::span<const std::uint64_t> entries
   return result;
 }
 
-Task<std::vector<std::uint64_t>> read_l1(Child& file, const Header& header,
-                                         const Snapshot& snapshot) {
-  snapshot.check_l1(header);
-  Buffer bytes(snapshot.l1_table().length);
-  co_await read_zero_extended(file, snapshot.l1_offset, bytes.span());
-  std::vector<std::uint64_t> entries(snapshot.l1_entries);
-  for (std::size_t i = 0; i < entries.size(); ++i) {
-    entries[i] = load_be<std::uint64_t>(bytes.data() + i * 8);
-  }
-  co_return entries;
-}
-
 }  // namespace
 
 // Afterwards memory holds nothing that the disk does not.
@@ -297,7 +285,7 @@ Task<void> Qcow2::delete_snapshot(SnapshotSelector which) {
   SnapshotTable table = co_await SnapshotTable::read(*file_, header_, SnapshotTable::Mode::strict);
   const std::size_t index = find_snapshot(table, which);
   const Snapshot snapshot = table.snapshots[index];
-  std::vector<std::uint64_t> l1 = co_await read_l1(*file_, header_, snapshot);
+  std::vector<std::uint64_t> l1 = co_await snapshot.read_l1(*file_, header_);
   L1Tree tree(*file_, header_, geometry_, l1, guard_);
   References dropped = co_await tree.references();
   dropped.add(snapshot.l1_table(), geometry_.cluster_bits);
@@ -347,7 +335,7 @@ Task<void> Qcow2::apply_snapshot(SnapshotSelector which) {
                                      "version 2 images with snapshots cannot change their size",
                                      size, header_.virtual_size));
   }
-  std::vector<std::uint64_t> stored = co_await read_l1(*file_, header_, snapshot);
+  std::vector<std::uint64_t> stored = co_await snapshot.read_l1(*file_, header_);
   std::vector<std::uint64_t> l1 = without_copied(stored);
   l1.resize(std::max<std::uint64_t>(l1.size(), divide_up(size, header_.l2_coverage())));
 
@@ -386,7 +374,7 @@ Task<void> Qcow2::view_snapshot(SnapshotSelector which) {
   SnapshotTable table = co_await SnapshotTable::read(*file_, header_, SnapshotTable::Mode::strict);
   const Snapshot& snapshot = table.snapshots[find_snapshot(table, which)];
   const std::uint64_t size = disk_size(snapshot, header_);
-  std::vector<std::uint64_t> l1 = co_await read_l1(*file_, header_, snapshot);
+  std::vector<std::uint64_t> l1 = co_await snapshot.read_l1(*file_, header_);
   forget_bitmaps();  // of the snapshot they know nothing
   header_.bitmaps.reset();
   header_.virtual_size = size;

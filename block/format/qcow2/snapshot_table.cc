@@ -96,6 +96,17 @@ void Snapshot::check_l1(const Header& header) const {
   }
 }
 
+Task<std::vector<std::uint64_t>> Snapshot::read_l1(Child& file, const Header& header) const {
+  check_l1(header);
+  Buffer bytes(l1_table().length);
+  co_await read_zero_extended(file, l1_offset, bytes.span());
+  std::vector<std::uint64_t> entries(l1_entries);
+  for (std::size_t i = 0; i < entries.size(); ++i) {
+    entries[i] = load_be<std::uint64_t>(bytes.data() + i * 8);
+  }
+  co_return entries;
+}
+
 Value Snapshot::info() const {
   Value::Dict info;
   info.set("id", id);

@@ -40,6 +40,8 @@ struct Snapshot {
   /// To be called before every use of the L1 table. Throws Error(EINVAL) if it is unaligned or ends
   /// beyond 2^63, EFBIG if it is too large.
   void check_l1(const Header& header) const;
+  /// Checks the L1 table and reads its entries.
+  Task<std::vector<std::uint64_t>> read_l1(Child& file, const Header& header) const;
 
   /// As a SnapshotInfo dictionary.
   Value info() const;

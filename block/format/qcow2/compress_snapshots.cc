@@ -1,0 +1,271 @@
+// Compressing what snapshots hold, alone or together with the disk. A host cluster is compressed
+// once, and all L2 entries that refer to it change where they lie, since nothing becomes more or
+// less shared. Runs drained, some megabytes at a time; the order of writes (| is a flush):
+//
+//   compressed data, counts of its host clusters raised | entries | counts of the old ones lowered
+//
+// Between two of the entries a power failure leaves some that name the old cluster and some that
+// name the new one, and both count more references than there are, which is a leak.
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#include <fmt/format.h>
+
+#include "format/qcow2/compress_job.h"
+#include "format/qcow2/l1_tree.h"
+#include "format/qcow2/metadata_io.h"
+#include "format/qcow2/qcow2.h"
+#include "format/qcow2/shared_clusters.h"
+#include "format/qcow2/snapshot_table.h"
+#include "format/qcow2/stored_cluster.h"
+#include "vise/context.h"
+#include "vise/error.h"
+#include "vise/util/endian.h"
+
+namespace vise::qcow2 {
+
+namespace {
+constexpr std::uint64_t most_at_once = 8u << 20;    // bytes of data in one step
+constexpr std::uint64_t entries_at_once = 512;      // of each L2 table, looked at together
+constexpr std::uint64_t most_entries = 256u << 10;  // looked at in one step, while it is drained
+}  // namespace
+
+Task<CompressibleInPlace::SnapshotStep> Qcow2::compress_snapshots(std::uint64_t position,
+                                                                  int level) {
+  SnapshotStep step;
+  step.next = position;
+  if (header_.snapshot_count == 0) co_return step;
+  co_await begin_operation();
+  const SnapshotTable table =
+      co_await SnapshotTable::read(*file_, header_, SnapshotTable::Mode::strict);
+  SharedTables tables(geometry_);
+  tables.add_active(mapping_.l1());
+  for (const Snapshot& snapshot : table.snapshots) {
+    std::vector<std::uint64_t> l1 = co_await snapshot.read_l1(*file_, header_);
+    tables.add_snapshot(std::move(l1));
+  }
+  step.end = tables.clusters();
+  std::vector<SharedCluster> found;
+  co_await find_shared(tables, step, found);
+  if (found.empty()) co_return step;
+  step.read = found.size() * geometry_.cluster_size;
+  const std::uint64_t compressed = co_await compress_shared(found, level);
+  step.compressed = compressed;
+  co_return step;
+}
+
+// From step.next on, until it is enough.
+Task<void> Qcow2::find_shared(SharedTables& tables, SnapshotStep& step,
+                              std::vector<SharedCluster>& found) {
+  const std::uint64_t per_table = std::uint64_t{1} << geometry_.l2_bits;
+  const std::uint64_t enough = std::max<std::uint64_t>(1, most_at_once >> geometry_.cluster_bits);
+  SharedEntries entries(geometry_);
+  Buffer bytes(entries_at_once * geometry_.l2_entry_size);
+  std::vector<std::byte> window;  // the same entries of all tables
+  for (std::uint64_t looked = 0; step.next < step.end && looked < most_entries;) {
+    const std::uint64_t index = geometry_.l2_index(step.next);
+    const std::vector<SharedTable> here =
+        guard_.telling([&] { return tables.at(geometry_.l1_index(step.next)); });
+    if (here.empty()) {
+      step.next += per_table - index;
+      ++looked;
+      continue;
+    }
+    const std::uint64_t count = std::min(entries_at_once, per_table - index);
+    const std::uint64_t length = count * geometry_.l2_entry_size;
+    window.clear();
+    for (const SharedTable& table : here) {
+      const HostRange whole{table.offset, geometry_.cluster_size};
+      if (refcounts_.overlaps(whole) || whole.overlaps(header_.l1_table())) {
+        throw Error(EIO, fmt::format("the image is corrupt: the L2 table at {:#x} lies in other "
+                                     "metadata",
+                                     table.offset.bytes()));
+      }
+      const HostOffset start = table.offset + index * geometry_.l2_entry_size;
+      co_await read_zero_extended(*file_, start, bytes.first(length));
+      window.insert(window.end(), bytes.data(), bytes.data() + length);
+    }
+    for (std::uint64_t i = 0; i < count; ++i) {
+      const std::uint64_t at = i * geometry_.l2_entry_size;
+      for (std::size_t t = 0; t < here.size(); ++t) {
+        const HostOffset place = here[t].offset + index * geometry_.l2_entry_size + at;
+        const auto entry = std::span(window).subspan(t * length + at, geometry_.l2_entry_size);
+        guard_.telling([&] { entries.add(here[t], place, entry); });
+      }
+      ++step.next;
+      for (SharedCluster& cluster : entries.take()) {
+        // More references than that: something else refers to it that we do not see here.
+        const std::uint64_t uses =
+            co_await refcounts_.get(cluster.host.bytes() >> geometry_.cluster_bits);
+        if (uses == cluster.references) found.push_back(std::move(cluster));
+      }
+      if (found.size() >= enough) co_return;
+    }
+    looked += count * here.size();
+  }
+}
+
+// Returns how many bytes are compressed now.
+Task<std::uint64_t> Qcow2::compress_shared(std::span<const SharedCluster> found, int level) {
+  Buffer data(found.size() << geometry_.cluster_bits);
+  co_await load_shared(found, data);
+  CompressJob job(geometry_, header_.compression, level, geometry_.zero_flag,
+                  ConstIoVec(data.span()));
+  const std::function<void(std::size_t)> compress = [&](std::size_t i) {
+    StoredCluster& cluster = job.clusters[i];
+    job.compress(i);
+    // What does not shrink stays where it is.
+    if (cluster.kind == StoredCluster::Kind::normal) cluster.kind = StoredCluster::Kind::unchanged;
+  };
+  co_await context_.workers().for_each(found.size(), compress);
+  // Bytes that snapshots share cannot be moved, so they keep away from those that can.
+  space_.forget_packing();
+  co_await place_shared(found, job.clusters);
+  co_await commit_counts();
+
+  std::exception_ptr failure;
+  try {
+    co_await link_shared(found, job.clusters);
+    co_await file_->flush();
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  // After a failure the disk may name the old clusters or the new ones: both stay counted.
+  std::vector<std::uint64_t> l1 = mapping_.l1();
+  mapping_.replace(std::move(l1));
+  if (failure) std::rethrow_exception(failure);
+  References dropped;
+  std::uint64_t compressed = 0;
+  for (std::size_t i = 0; i < found.size(); ++i) {
+    if (job.clusters[i].kind == StoredCluster::Kind::unchanged) continue;
+    dropped.add(found[i].host.bytes() >> geometry_.cluster_bits,
+                static_cast<std::uint32_t>(found[i].references));
+    compressed += geometry_.cluster_size;
+  }
+  co_await release(dropped);
+  co_return compressed;
+}
+
+Task<void> Qcow2::load_shared(std::span<const SharedCluster> found, Buffer& data) {
+  constexpr std::size_t most_reads = 64;
+  TaskScope scope;
+  for (std::size_t i = 0; i < found.size(); ++i) {
+    if (scope.running() >= most_reads) co_await scope.join();
+    const std::span<std::byte> part =
+        data.span().subspan(i << geometry_.cluster_bits, geometry_.cluster_size);
+    scope.spawn(read_padded(*file_, found[i].host, part));
+  }
+  co_await scope.join();
+  for (std::size_t i = 0; i < found.size(); ++i) {
+    for (unsigned s = 0; s < geometry_.subclusters; ++s) {
+      if ((found[i].zero >> s & 1) == 0) continue;
+      std::memset(data.data() + (i << geometry_.cluster_bits) + s * geometry_.subcluster_size, 0,
+                  geometry_.subcluster_size);
+    }
+  }
+}
+
+// Space and data. What gets no space stays unchanged.
+Task<void> Qcow2::place_shared(std::span<const SharedCluster> found,
+                               std::span<StoredCluster> stored) {
+  Packer::Receipt receipt;
+  std::exception_ptr failure;
+  TicketQueue::Ticket ticket = tickets_.take();
+  ticket.set_appending(true);
+  try {
+    co_await ticket.turn();
+    for (std::size_t i = 0; i < found.size(); ++i) {
+      if (stored[i].kind != StoredCluster::Kind::compressed) continue;
+      bool placed = co_await place_counted(stored[i], found[i].references, receipt);
+      if (!placed) {
+        // The host cluster counts as many as it can: the next one starts with none.
+        space_.forget_packing();
+        placed = co_await place_counted(stored[i], found[i].references, receipt);
+      }
+      if (!placed) stored[i].kind = StoredCluster::Kind::unchanged;
+    }
+    ticket.pass();
+    co_await packer_.written(receipt);
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  if (!failure) co_return;
+  ticket.pass();
+  co_await packer_.settled(receipt);
+  for (std::size_t i = 0; i < found.size(); ++i) {
+    if (!stored[i].placed) continue;
+    for (std::uint64_t times = 0; times < found[i].references; ++times) {
+      space_.free_unlinked({stored[i].host, stored[i].bytes.size()});
+    }
+  }
+  std::rethrow_exception(failure);
+}
+
+// As many references as there will be. False, with nothing changed, if a count has no room for
+// them.
+Task<bool> Qcow2::place_counted(StoredCluster& cluster, std::uint64_t references,
+                                Packer::Receipt& receipt) {
+  const HostOffset host = co_await space_.allocate_bytes(cluster.bytes.size());
+  const HostRange range{host, cluster.bytes.size()};
+  const std::uint64_t first = host.bytes() >> geometry_.cluster_bits;
+  const std::uint64_t last = (range.end() - 1).bytes() >> geometry_.cluster_bits;
+  std::vector<std::uint64_t> raised;
+  bool fits = true;
+  for (std::uint64_t times = 1; fits && times < references; ++times) {
+    for (std::uint64_t c = first; fits && c <= last; ++c) {
+      const bool counted = co_await refcounts_.try_increase(c);
+      fits = counted;
+      if (fits) raised.push_back(c);
+    }
+  }
+  if (!fits) {
+    space_.free_unlinked(range);
+    for (const std::uint64_t c : raised) {
+      space_.free_unlinked({HostOffset(c << geometry_.cluster_bits), 1});
+    }
+    co_return false;
+  }
+  cluster.host = host;
+  cluster.placed = true;
+  packer_.append(Packer::Stream::bytes, host, cluster.bytes, receipt);
+  co_return true;
+}
+
+// The new entries, where the old ones lie; neighbours in one write.
+Task<void> Qcow2::link_shared(std::span<const SharedCluster> found,
+                              std::span<const StoredCluster> stored) {
+  struct Change {
+    HostOffset place;
+    Descriptor::Words words;
+  };
+  std::vector<Change> changes;
+  for (std::size_t i = 0; i < found.size(); ++i) {
+    if (stored[i].kind == StoredCluster::Kind::unchanged) continue;
+    const Descriptor fresh =
+        stored[i].kind == StoredCluster::Kind::zero
+            ? Descriptor::zeroes(geometry_)
+            : Descriptor::compressed_at(stored[i].host, stored[i].bytes.size());
+    for (const HostOffset place : found[i].entries) {
+      changes.push_back({place, fresh.encode(geometry_)});
+    }
+  }
+  std::ranges::sort(changes, {}, &Change::place);
+  std::vector<std::byte> bytes;
+  for (std::size_t i = 0; i < changes.size();) {
+    const HostOffset start = changes[i].place;
+    bytes.clear();
+    for (; i < changes.size() && changes[i].place == start + bytes.size(); ++i) {
+      const std::size_t at = bytes.size();
+      bytes.resize(at + geometry_.l2_entry_size);
+      store_be(&bytes[at], changes[i].words.word);
+      if (geometry_.extended_l2) store_be(&bytes[at + 8], changes[i].words.bitmap);
+    }
+    co_await file_->event(Event::l2_update_compressed);
+    co_await file_->write(start, ConstIoVec(std::span<const std::byte>(bytes)));
+  }
+}
+
+}  // namespace vise::qcow2

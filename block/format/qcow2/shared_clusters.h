@@ -1,0 +1,79 @@
+// Plain data that L2 tables of snapshots refer to, alone or together with active ones: which L2
+// entries have to change at once for a host cluster to be replaced.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "format/qcow2/descriptor.h"
+
+namespace vise::qcow2 {
+
+/// A host cluster of data that can be replaced.
+struct SharedCluster {
+  HostOffset host;
+  std::uint64_t references = 0;     // its count, if nothing but these entries refers to it
+  std::uint32_t zero = 0;           // subclusters that read as zeros whatever it holds
+  std::vector<HostOffset> entries;  // where the L2 entries lie, each once
+};
+
+/// An L2 table, and how it is used.
+struct SharedTable {
+  HostOffset offset;
+  std::uint64_t times = 0;  // L1 tables that name it at the same index
+  bool is_active = false;   // one of them is the active one
+};
+
+/// The L1 tables of an image, to be looked up by index.
+class SharedTables {
+ public:
+  explicit SharedTables(const Geometry& geometry) : geometry_(geometry) {}
+
+  void add_active(std::vector<std::uint64_t> l1);
+  void add_snapshot(std::vector<std::uint64_t> l1);
+
+  /// Guest clusters that the longest of them covers.
+  std::uint64_t clusters() const { return longest_ << geometry_.l2_bits; }
+
+  /// The L2 tables that entry `index` names, each once. Empty where no snapshot has any, so that
+  /// nothing is shared. Throws Error(EIO) for an entry that is not cluster-aligned.
+  std::vector<SharedTable> at(std::uint64_t index) const;
+
+ private:
+  void add(std::vector<std::uint64_t> l1, bool is_active);
+
+  struct L1 {
+    std::vector<std::uint64_t> entries;
+    bool is_active;
+  };
+  const Geometry& geometry_;
+  std::vector<L1> tables_;
+  std::uint64_t longest_ = 0;
+};
+
+/// Sorts the entries that one guest cluster has in several L2 tables by where they point to.
+class SharedEntries {
+ public:
+  explicit SharedEntries(const Geometry& geometry) : geometry_(geometry) {}
+
+  /// `entry` is what lies at `place`, in `table`. Throws Error(EIO) if it is corrupt.
+  void add(const SharedTable& table, HostOffset place, std::span<const std::byte> entry);
+
+  /// The host clusters that are complete without a backing image and hold data, which all entries
+  /// agree on; but not what the disk owns alone. Starts anew.
+  std::vector<SharedCluster> take();
+
+ private:
+  struct Candidate {
+    SharedCluster cluster;
+    bool fits = true;
+  };
+  bool is_data(const Descriptor& descriptor) const;
+
+  const Geometry& geometry_;
+  std::vector<Candidate> candidates_;
+};
+
+}  // namespace vise::qcow2
