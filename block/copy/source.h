@@ -31,8 +31,20 @@ struct CopyPiece {
 Task<EncodedRun> read_encoded_in_chain(Child& child, GuestRange range, std::uint64_t cluster_size,
                                        std::uint64_t disk_size, const Node* base);
 
+/// What chunks are read from.
+class PieceSource {
+ public:
+  virtual ~PieceSource() = default;
+  /// The first stretch of `range`, never empty, never longer than `range`.
+  virtual Task<CopyPiece> status(GuestRange range) = 0;
+  virtual Task<void> read(GuestOffset offset, IoVec data) = 0;
+  /// Of a piece that status() has told as encoded: as many of its clusters as one image stores side
+  /// by side. No extents: there are none any more.
+  virtual Task<EncodedRun> read_encoded(GuestRange range) = 0;
+};
+
 /// Nodes read as one, each rounded up to whole sectors (512 bytes) with zeros.
-class CopySource {
+class CopySource final : public PieceSource {
  public:
   /// The children are borrowed. `base` (only with one child): what it and the nodes below it hold
   /// is skipped; null: nothing is.
@@ -43,11 +55,10 @@ class CopySource {
 
   std::uint64_t size() const { return size_; }
 
-  /// The first stretch of `range`, never empty, never longer than `range`.
-  Task<CopyPiece> status(GuestRange range);
-  Task<void> read(GuestOffset offset, IoVec data);
+  Task<CopyPiece> status(GuestRange range) override;
+  Task<void> read(GuestOffset offset, IoVec data) override;
   /// read_encoded_in_chain() of the part that `range` starts in.
-  Task<EncodedRun> read_encoded(GuestRange range);
+  Task<EncodedRun> read_encoded(GuestRange range) override;
 
  private:
   struct Part {

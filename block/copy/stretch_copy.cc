@@ -1,207 +1,139 @@
+// A stretch is copied as chunks, one after the other: jobs have several stretches in flight.
 #include "copy/stretch_copy.h"
 
 #include <algorithm>
-#include <cerrno>
-#include <cstring>
 #include <utility>
 #include <vector>
 
+#include "copy/chunk.h"
 #include "copy/plan.h"
-#include "vise/buffer.h"
+#include "vise/util/checked.h"
 
 namespace vise {
 
 namespace {
 
-constexpr std::uint64_t most_in_memory = std::uint64_t{2} << 20;  // bytes of one piece
+// Bytes of one chunk. Larger ones cost more, as buffers of all sizes are needed at the same time.
+constexpr std::uint64_t most_in_memory = std::uint64_t{512} << 10;
 
-bool is_whole(const Child& target, GuestRange range) {
-  const Limits limits = target.limits();
-  const std::uint64_t unit = limits.cluster_size;
-  return limits.can_compress && unit != 0 && range.start.bytes() % unit == 0 &&
-         (range.length % unit == 0 || range.end().bytes() == target.size());
-}
-
-Task<void> store(Child& target, GuestRange range, ConstIoVec data, StretchOptions options) {
-  WriteFlags flags{.unchanged = options.unchanged};
-  flags.compressed = options.compressed && is_whole(target, range);
-  if (flags.compressed) {
-    bool refused = false;
-    try {
-      co_await target.write(range.start, data, flags);
-    } catch (const Error& error) {
-      if (error.code() != ENOTSUP) throw;
-      refused = true;
-    }
-    if (!refused) co_return;
-    flags.compressed = false;
-  }
-  co_await target.write(range.start, data, flags);
-}
-
-class StretchCopier {
+// The images of a chain, as far as they are copied, in pieces for one target. What lies past the
+// end of the uppermost reads as zeros.
+class ChainPieces final : public PieceSource {
  public:
-  StretchCopier(const ChainSource& source, Child& target, StretchOptions options)
-      : source_(source), target_(target), options_(options), limits_(target.limits()) {}
+  ChainPieces(const ChainSource& chain, const Child& target, StretchOptions options)
+      : chain_(chain), target_size_(target.size()) {
+    const Limits limits = target.limits();
+    if (options.encoded && limits.can_compress) encoded_cluster_size_ = limits.cluster_size;
+  }
 
-  Task<void> copy(GuestRange range) {
-    while (!range.empty()) {
-      const ChainSource::Stretch stretch = co_await status(range);
-      std::uint64_t length = stretch.length;
-      switch (stretch.kind) {
-        case ChainSource::Kind::absent:
-          break;
-        case ChainSource::Kind::zero:
-          co_await write_zeroes({range.start, length});
-          break;
-        case ChainSource::Kind::compressed:
-          length = co_await copy_compressed({range.start, length}, stretch.layer);
-          break;
-        case ChainSource::Kind::data:
-          length = std::min(length, most_in_memory);
-          co_await copy_data({range.start, length});
-          break;
-      }
-      range = {range.start + length, range.length - length};
+  Task<CopyPiece> status(GuestRange range) override {
+    const std::uint64_t start = range.start.bytes();
+    if (start >= chain_.size()) co_return CopyPiece{CopyKind::zero, range};
+    range.length = std::min(range.length, chain_.size() - start);
+    const ChainSource::Stretch stretch = co_await chain_.status(range);
+    CopyPiece piece{CopyKind::data, {range.start, stretch.length}};
+    switch (stretch.kind) {
+      case ChainSource::Kind::absent:
+        piece.kind = CopyKind::skip;
+        break;
+      case ChainSource::Kind::zero:
+        piece.kind = CopyKind::zero;
+        break;
+      case ChainSource::Kind::compressed:
+        if (const std::uint64_t length = whole_clusters(piece.range); length > 0) {
+          piece = {CopyKind::encoded, {range.start, length}};
+        }
+        break;
+      case ChainSource::Kind::data:
+        break;
     }
+    co_return piece;
+  }
+
+  Task<void> read(GuestOffset offset, IoVec data) override {
+    const std::uint64_t size = std::max(chain_.size(), offset.bytes());
+    const std::uint64_t stored = std::min(data.size(), size - offset.bytes());
+    if (stored > 0) co_await chain_.read(offset, data.first(stored));
+    if (stored < data.size()) data.slice(stored, data.size() - stored).fill(std::byte{0});
+  }
+
+  Task<EncodedRun> read_encoded(GuestRange range) override {
+    const ChainSource::Stretch stretch = co_await chain_.status(range);
+    if (stretch.kind != ChainSource::Kind::compressed) co_return EncodedRun();
+    const GuestRange held{range.start, whole_clusters({range.start, stretch.length})};
+    if (held.empty()) co_return EncodedRun();
+    co_return co_await chain_.read_encoded(held, stretch.layer);
   }
 
  private:
-  // Pieces of a cluster would be written, and compressed, several times.
-  Task<ChainSource::Stretch> status(GuestRange range) {
-    ChainSource::Stretch stretch = co_await from_source(source_.status(range));
-    const std::uint64_t unit = options_.compressed ? limits_.cluster_size : 0;
-    if (unit == 0 || stretch.length == range.length) co_return stretch;
-    const std::uint64_t end = (range.start + stretch.length).bytes();
-    const std::uint64_t whole = end - end % unit;
-    if (whole > range.start.bytes()) {
-      stretch.length = whole - range.start.bytes();
-      co_return stretch;
-    }
-    stretch.kind = ChainSource::Kind::data;
-    stretch.length = std::min(range.length, unit - range.start.bytes() % unit);
-    co_return stretch;
+  // Bytes of whole clusters at the start of `range`; the last one of the disk may be partial.
+  std::uint64_t whole_clusters(GuestRange range) const {
+    const std::uint64_t unit = encoded_cluster_size_;
+    if (unit == 0 || !range.start.is_aligned(unit)) return 0;
+    const std::uint64_t end = range.end().bytes();
+    if (end == chain_.size() && end == target_size_) return range.length;
+    return range.length - std::min(range.length, end % unit);
   }
 
-  Task<void> write_zeroes(GuestRange range) {
-    if (options_.zeroes == StretchOptions::Zeroes::skipped) co_return;
-    if (options_.unchanged) {
-      co_await zero_unchanged(target_, range, options_);
-      co_return;
-    }
-    while (!range.empty()) {
-      const BlockStatus there =
-          co_await from_target(block_status(target_.node(), range, MapMode::allocation_only));
-      const GuestRange part{range.start, std::min(there.length, range.length)};
-      // Only zeros that the image itself holds count: where it has nothing, a backing image may
-      // show that its header names and that is not open here.
-      const bool is_there = there.zero && there.allocated && there.depth == 0;
-      if (!is_there) {
-        const ZeroFlags flags{.may_unmap = true};
-        co_await from_target(target_.write_zeroes(part, flags));
-      }
-      range = {part.end(), range.length - part.length};
-    }
-  }
-
-  // Bytes dealt with.
-  Task<std::uint64_t> copy_compressed(GuestRange range, std::size_t layer) {
-    if (may_move_encoded(range)) {
-      EncodedRun run = co_await from_source(source_.read_encoded(range, layer));
-      const bool fits =
-          !run.extents.empty() && std::ranges::all_of(run.extents, [&](const auto& e) {
-            return e.codec == limits_.codec && e.guest_length == limits_.cluster_size &&
-                   e.data.size() < limits_.cluster_size;
-          });
-      if (fits) {
-        const bool stored = co_await from_target(
-            target_.write_encoded(range.start, run.extents, {.unchanged = options_.unchanged}));
-        if (stored) {
-          co_return std::min(run.extents.size() * limits_.cluster_size, range.length);
-        }
-      }
-    }
-    const std::uint64_t length = std::min(range.length, most_in_memory);
-    co_await copy_data({range.start, length});
-    co_return length;
-  }
-
-  bool may_move_encoded(GuestRange range) const {
-    const std::uint64_t unit = limits_.cluster_size;
-    if (!options_.encoded || !limits_.can_compress || unit == 0) return false;
-    const bool ends_well =
-        range.end().bytes() % unit == 0 ||
-        (range.end().bytes() == source_.size() && range.end().bytes() == target_.size());
-    return range.start.bytes() % unit == 0 && ends_well;
-  }
-
-  Task<void> copy_data(GuestRange range) {
-    Buffer buffer(range.length);
-    co_await from_source(source_.read(range.start, IoVec(buffer.span())));
-    std::vector<CopyPiece> pieces;
-    if (options_.compressed) {
-      // Zeros among compressed clusters would be left out where no backing image is open.
-      split_zeroes(buffer.span(), range.start, limits_.cluster_size, pieces);
-    } else {
-      pieces.push_back({CopyKind::data, range});
-    }
-    for (const CopyPiece& piece : pieces) {
-      if (piece.kind == CopyKind::zero) {
-        co_await write_zeroes(piece.range);
-        continue;
-      }
-      const auto bytes = buffer.span().subspan(piece.range.start - range.start, piece.range.length);
-      co_await from_target(store(target_, piece.range, ConstIoVec(bytes), options_));
-    }
-  }
-
-  template <class T>
-  static Task<T> on_side(Task<T> task, CopyError::Side side) {
-    try {
-      if constexpr (std::is_void_v<T>) {
-        co_await std::move(task);
-      } else {
-        co_return co_await std::move(task);
-      }
-    } catch (const Error& error) {
-      throw CopyError(error, side);
-    }
-  }
-  template <class T>
-  static Task<T> from_source(Task<T> task) {
-    return on_side(std::move(task), CopyError::Side::source);
-  }
-  template <class T>
-  static Task<T> from_target(Task<T> task) {
-    return on_side(std::move(task), CopyError::Side::target);
-  }
-
-  const ChainSource& source_;
-  Child& target_;
-  const StretchOptions options_;
-  const Limits limits_;
+  const ChainSource& chain_;
+  const std::uint64_t target_size_;
+  std::uint64_t encoded_cluster_size_ = 0;  // 0: nothing is moved as it is stored
 };
+
+ChunkOptions chunk_options(const Child& target, StretchOptions options) {
+  ChunkOptions result;
+  result.compressed = options.compressed && target.limits().can_compress;
+  result.may_be_normal = true;
+  result.unchanged = options.unchanged;
+  // Zeros among compressed clusters would be left out where no backing image is open.
+  result.zero_unit = options.compressed ? target.limits().cluster_size : 0;
+  if (options.zeroes == StretchOptions::Zeroes::skipped) {
+    result.zeroes = ChunkOptions::Zeroes::skipped;
+  } else {
+    result.zeroes = options.unchanged ? ChunkOptions::Zeroes::as_data : ChunkOptions::Zeroes::own;
+  }
+  return result;
+}
+
+Task<std::vector<CopyPiece>> pieces_of(ChainPieces& source, GuestRange range) {
+  std::vector<CopyPiece> pieces;
+  try {
+    while (!range.empty()) {
+      const CopyPiece piece = co_await source.status(range);
+      append_piece(pieces, piece);
+      range = {piece.range.end(), range.length - piece.range.length};
+    }
+  } catch (const Error& error) {
+    throw CopyError(error, CopyError::Side::source, range.start);
+  }
+  co_return pieces;
+}
+
+Task<void> store(Chunk& chunk) {
+  TaskScope writes;
+  chunk.start_storing(writes);
+  co_await writes.join();
+}
 
 }  // namespace
 
-Task<void> zero_unchanged(Child& target, GuestRange range, StretchOptions options) {
-  Buffer zeroes(std::min(range.length, most_in_memory));
-  std::memset(zeroes.data(), 0, zeroes.size());
-  try {
-    while (!range.empty()) {
-      const GuestRange part{range.start, std::min<std::uint64_t>(range.length, zeroes.size())};
-      co_await store(target, part, ConstIoVec(zeroes.span().first(part.length)), options);
-      range = {part.end(), range.length - part.length};
-    }
-  } catch (const Error& error) {
-    throw CopyError(error, CopyError::Side::target);
-  }
-}
-
 Task<void> copy_stretch(const ChainSource& source, Child& target, GuestRange range,
                         StretchOptions options) {
-  StretchCopier copier(source, target, options);
-  co_await copier.copy(range);
+  ChainPieces chain(source, target, options);
+  const ChunkOptions chunk_options = vise::chunk_options(target, options);
+  // Pieces of a cluster would be written, and compressed, several times.
+  const std::uint64_t unit = chunk_options.compressed ? chunk_options.zero_unit : 1;
+  const std::uint64_t most = divide_up(most_in_memory, unit) * unit;
+  while (!range.empty()) {
+    const std::uint64_t to_border = most - range.start.bytes() % most;
+    const GuestRange part{range.start, std::min(range.length, to_border)};
+    std::vector<CopyPiece> pieces = co_await pieces_of(chain, part);
+    pieces = round_out_data(pieces, unit);
+    Chunk chunk(chain, target, chunk_options, std::move(pieces));
+    co_await chunk.fetch();
+    co_await store(chunk);
+    range = {part.end(), range.length - part.length};
+  }
 }
 
 }  // namespace vise

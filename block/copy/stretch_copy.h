@@ -5,20 +5,9 @@
 #include <cstdint>
 
 #include "copy/chain_source.h"
-#include "vise/error.h"
+#include "copy/copy_error.h"
 
 namespace vise {
-
-/// A failure that says on which side it was.
-class CopyError : public Error {
- public:
-  enum class Side { source, target };
-  CopyError(const Error& error, Side side) : Error(error), side_(side) {}
-  Side side() const { return side_; }
-
- private:
-  Side side_;
-};
 
 /// How stretches are stored in the target.
 struct StretchOptions {
@@ -29,16 +18,14 @@ struct StretchOptions {
   bool encoded = false;
   /// Readers of the target see no difference: only write_unchanged is needed.
   bool unchanged = false;
-  /// What to do where the source reads as zeros.
+  /// What to do where the source reads as zeros. With `unchanged`, which needs write_unchanged
+  /// alone, they are written as data, which compressing targets turn back.
   enum class Zeroes { written, skipped } zeroes = Zeroes::written;
 };
 
-/// Copies what `source` has of `range` to the same place of `target`. Throws CopyError.
+/// Copies what `source` has of `range`, which may lie past its end, to the same place of `target`.
+/// Throws CopyError.
 Task<void> copy_stretch(const ChainSource& source, Child& target, GuestRange range,
                         StretchOptions options);
-
-/// Makes a range of zeros the target's own where it reads as zeros already: with write_unchanged
-/// alone, so they are written as data, which compressing targets turn back. Throws CopyError.
-Task<void> zero_unchanged(Child& target, GuestRange range, StretchOptions options);
 
 }  // namespace vise

@@ -148,7 +148,7 @@ class StreamJob final : public CopyJob {
       const BlockStatus status =
           co_await block_status(*device_, rest, MapMode::allocation_only, backing);
       const GuestRange part{rest.start, std::min(status.length, rest.length)};
-      if (!status.allocated) co_await copy_part(part);
+      if (!status.allocated) co_await copy_stretch(*source_, *target_, part, options_);
       rest = {part.end(), rest.length - part.length};
     }
     set_done(std::max(done(), range.end().bytes()));
@@ -180,14 +180,6 @@ class StreamJob final : public CopyJob {
       if (range.contains(offset)) return range.end();
     }
     return std::nullopt;
-  }
-
-  Task<void> copy_part(GuestRange part) {
-    const GuestRange stored = part.intersection({GuestOffset(0), source_->size()});
-    if (!stored.empty()) co_await copy_stretch(*source_, *target_, stored, options_);
-    const GuestRange past{std::max(part.start, GuestOffset(source_->size())), 0};
-    if (past.start >= part.end() || base_ == nullptr) co_return;
-    co_await zero_unchanged(*target_, {past.start, part.end() - past.start}, options_);
   }
 
   Task<void> switch_backing() {
