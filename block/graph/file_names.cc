@@ -7,7 +7,9 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <filesystem>
 #include <span>
+#include <system_error>
 
 #include "graph/internals.h"
 #include "graph/nbd_names.h"
@@ -225,14 +227,22 @@ std::string Node::filename() const {
   return std::string(json_prefix) + json::print_line(Value(described(*this)));
 }
 
-std::string name_to_store(const Node& image) {
+std::string name_to_store(const Node& image, const Node& overlay) {
   std::string name = plain_name(image, OwnBacking::ignored);
   if (name.empty()) {
     throw Error(EINVAL, fmt::format("Node '{}' has no plain file name that an image above it could "
                                     "store: 'backing-file' must be given",
                                     image.name()));
   }
-  return name;
+  const std::string above = overlay.protocol_filename();
+  const bool is_relative = !name.starts_with('/') && protocol_prefix(name).empty();
+  if (!is_relative || !protocol_prefix(above).empty()) return name;
+  // From the working directory to that of the overlay.
+  namespace fs = std::filesystem;
+  const fs::path folder = fs::path(above).parent_path();
+  std::error_code unknown;
+  if (folder.empty() || fs::equivalent(folder, fs::current_path(), unknown)) return name;
+  return fs::proximate(fs::absolute(name), fs::absolute(folder)).string();
 }
 
 std::string Node::protocol_filename() const {

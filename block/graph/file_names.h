@@ -30,9 +30,9 @@ Value::Dict json_options(std::string_view name);
 /// `name` as seen from the directory of `image`, unless it is absolute.
 std::string resolve_relative(std::string_view image, std::string_view name);
 
-/// What the header of an image above says to mean `image`, whose own header says what is below it,
-/// whatever backing image its node was given. Throws Error(EINVAL) if it takes more than a file
-/// name.
-std::string name_to_store(const Node& image);
+/// What the header of `overlay` says to mean `image`, whose own header says what is below it,
+/// whatever backing image its node was given. A relative name counts from the directory of the
+/// overlay. Throws Error(EINVAL) if it takes more than a file name.
+std::string name_to_store(const Node& image, const Node& overlay);
 
 }  // namespace vise

@@ -35,7 +35,7 @@ class CommitJob final : public CopyJob {
 
   Task<void> prepare(std::optional<std::string> filter_name, const JobTable& jobs) {
     for (const Node* node : nodes_) jobs.require_idle(*node);
-    if (has_overlay() && !backing_file_) static_cast<void>(name_to_store(image_of(*base_)));
+    if (has_overlay() && !backing_file_) static_cast<void>(name_to_store(image_of(*base_), *top_));
     const std::string user = fmt::format("commit job '{}'", id());
     if (base_->read_only()) {
       co_await base_->graph().reopen(*base_, false);
@@ -134,7 +134,6 @@ class CommitJob final : public CopyJob {
 
   Task<void> rename() {
     const Node& base = image_of(*base_);
-    const std::string name = backing_file_ ? *backing_file_ : name_to_store(base);
     for (const Child* edge : filter_->node().parents()) {
       if (edge->role() != EdgeRole::backing) continue;
       Node& overlay = *edge->parent();
@@ -146,7 +145,8 @@ class CommitJob final : public CopyJob {
       const std::shared_ptr<Node> held = overlay.shared_from_this();
       const bool was_read_only = overlay.read_only();
       if (was_read_only) co_await overlay.graph().reopen(overlay, false);
-      co_await image->change_backing_file(name, std::string(base.type().name));
+      std::string name = backing_file_ ? *backing_file_ : name_to_store(base, overlay);
+      co_await image->change_backing_file(std::move(name), std::string(base.type().name));
       if (was_read_only) co_await held->graph().reopen(*held, true);
     }
   }

@@ -63,7 +63,8 @@ class StreamJob final : public CopyJob {
       throw Error(ENOTSUP, fmt::format("Images of format '{}' cannot be streamed into",
                                        overlay_->type().name));
     }
-    if (base_ != nullptr && !backing_file_) static_cast<void>(name_to_store(image_of(*base_)));
+    if (base_ != nullptr && !backing_file_)
+      static_cast<void>(name_to_store(image_of(*base_), *overlay_));
     options_.unchanged = true;
     options_.compressed = is_compressing(*device_) && device_->driver().limits().can_compress;
     options_.encoded = options_.compressed;
@@ -188,7 +189,7 @@ class StreamJob final : public CopyJob {
     std::string format;
     if (base_ != nullptr) {
       const Node& base = image_of(*base_);
-      name = backing_file_ ? *backing_file_ : name_to_store(base);
+      name = backing_file_ ? *backing_file_ : name_to_store(base, *overlay_);
       format = base.type().name;
     }
     co_await image.change_backing_file(std::move(name), std::move(format));
