@@ -11,6 +11,7 @@
 #include "util/base64.h"
 #include "util/driver_options.h"
 #include "util/ids.h"
+#include "util/iothread.h"
 #include "util/keyval.h"
 #include "util/secret.h"
 #include "util/tls_credentials.h"
@@ -26,10 +27,9 @@ struct ObjectType {
   std::shared_ptr<Object> (*make)(const Value::Dict& options);
 };
 
-// All requests run on the one event loop: this has an id, and nothing else.
 std::shared_ptr<Object> make_iothread(const Value::Dict& options) {
   read_value<qapi::IothreadProperties>(options, ValueInput::options);
-  return std::make_shared<Object>();
+  return std::make_shared<Iothread>();
 }
 
 std::shared_ptr<Object> make_secret(const Value::Dict& options) {

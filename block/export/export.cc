@@ -9,6 +9,8 @@
 
 #include "job/job_filter.h"
 #include "util/ids.h"
+#include "util/iothread.h"
+#include "vise/context.h"
 #include "vise/error.h"
 
 namespace vise {
@@ -38,8 +40,17 @@ Task<void> ExportTable::add(Services& services, qapi::BlockExportOptions options
   if (options.writable.value_or(false) && node.read_only()) {
     throw Error(EROFS, fmt::format("Cannot export read-only node '{}' as writable", node.name()));
   }
+  std::shared_ptr<Iothread> iothread;
+  if (options.iothread) {
+    iothread =
+        std::dynamic_pointer_cast<Iothread>(services.context().objects().find(*options.iothread));
+    if (iothread == nullptr) {
+      throw Error(ENOENT, fmt::format("iothread \"{}\" not found", *options.iothread));
+    }
+  }
   auto entry = std::make_unique<Entry>();
   entry->id = options.id;
+  entry->iothread = std::move(iothread);
   entry->type = options.type;
   std::unique_ptr<Export> made = co_await (*type)->make(services, std::move(options));
   entry->object = std::move(made);

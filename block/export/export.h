@@ -11,6 +11,8 @@
 
 namespace vise {
 
+class Object;
+
 class Export {
  public:
   virtual ~Export() = default;
@@ -40,6 +42,7 @@ class ExportTable {
     std::string id;
     qapi::BlockExportType type;
     std::unique_ptr<Export> object;
+    std::shared_ptr<Object> iothread;  // held so that it stays; null: none was named
     bool shutting_down = false;
   };
   /// In order of addition.

@@ -59,6 +59,19 @@ void Job::set_speed(std::uint64_t bytes_per_second) {
   wake();
 }
 
+void Job::change(const qapi::JobChangeOptions& options) {
+  require("change", {Status::running, Status::paused, Status::ready, Status::standby});
+  if (options.type != type_) {
+    throw Error(EINVAL, fmt::format("Job '{}' is of type '{}', not '{}'", id(), to_string(type_),
+                                    to_string(options.type)));
+  }
+  take_change(options);
+}
+
+void Job::take_change(const qapi::JobChangeOptions&) {
+  throw Error(ENOTSUP, fmt::format("Nothing can change of a job of type '{}'", to_string(type_)));
+}
+
 void Job::cancel(Cancel how) {
   require("cancel", {Status::running, Status::paused, Status::ready, Status::standby,
                      Status::waiting, Status::pending});

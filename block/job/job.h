@@ -64,6 +64,8 @@ class Job {
   void pause();
   void resume();
   void set_speed(std::uint64_t bytes_per_second);
+  /// Throws Error(EINVAL) for options of another type of job, ENOTSUP for what cannot change.
+  void change(const qapi::JobChangeOptions& options);
   enum class Cancel { soft, force };
   /// soft: a ready job ends without failing, leaving the target as a copy.
   void cancel(Cancel how);
@@ -73,6 +75,9 @@ class Job {
 
  protected:
   Job(EventBus& events, qapi::JobType type, JobSettings settings);
+
+  /// Its type is that of the job, and it runs.
+  virtual void take_change(const qapi::JobChangeOptions& options);
 
   /// The work. Throws what it fails with; Error(ECANCELED) after a forced cancel.
   virtual Task<void> run() = 0;

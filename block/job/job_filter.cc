@@ -76,8 +76,18 @@ Task<std::unique_ptr<Driver>> open_filter(OpenContext& context) {
   co_return std::make_unique<JobFilter>(std::move(child));
 }
 
-// All but `kept` go from one node to the other. Drained.
-Task<void> move_parents(Node& from, const std::shared_ptr<Node>& to, const Child* kept) {
+}  // namespace
+
+const DriverType stream_filter_type = {
+    .name = "copy-on-read", .kind = DriverKind::filter, .open = open_filter};
+const DriverType backup_filter_type = {
+    .name = "copy-before-write", .kind = DriverKind::filter, .open = open_filter};
+const DriverType mirror_filter_type = {
+    .name = "mirror_top", .kind = DriverKind::filter, .open = open_filter};
+const DriverType commit_filter_type = {
+    .name = "commit_top", .kind = DriverKind::filter, .open = open_filter};
+
+Task<void> move_users(Node& from, const std::shared_ptr<Node>& to, const Child* kept) {
   std::vector<Child*> edges;
   for (Child* edge : from.parents()) {
     if (edge != kept) edges.push_back(edge);
@@ -94,17 +104,6 @@ Task<void> move_parents(Node& from, const std::shared_ptr<Node>& to, const Child
   while (moved-- > 0) co_await edges[moved]->replace_node(back);
   std::rethrow_exception(failure);
 }
-
-}  // namespace
-
-const DriverType stream_filter_type = {
-    .name = "copy-on-read", .kind = DriverKind::filter, .open = open_filter};
-const DriverType backup_filter_type = {
-    .name = "copy-before-write", .kind = DriverKind::filter, .open = open_filter};
-const DriverType mirror_filter_type = {
-    .name = "mirror_top", .kind = DriverKind::filter, .open = open_filter};
-const DriverType commit_filter_type = {
-    .name = "commit_top", .kind = DriverKind::filter, .open = open_filter};
 
 Node& above_job_filters(Node& node) {
   const auto is_job_filter = [](const Child* edge) {
@@ -152,7 +151,7 @@ Task<std::unique_ptr<PlacedFilter>> PlacedFilter::place(Node& below, const Drive
   std::exception_ptr failure;
   try {
     const std::function<Task<void>()> work = [&] {
-      return move_parents(below, placed->node_, placed->node_->filtered_child());
+      return move_users(below, placed->node_, placed->node_->filtered_child());
     };
     co_await while_drained(below, work);
     co_await placed->set_sharing(sharing);
@@ -177,7 +176,7 @@ Task<void> PlacedFilter::remove_onto(Node& node) {
   co_await set_sharing(JobFilter::Sharing::as_above);
   std::exception_ptr failure;
   try {
-    const std::function<Task<void>()> work = [&] { return move_parents(*node_, to, hold_.get()); };
+    const std::function<Task<void>()> work = [&] { return move_users(*node_, to, hold_.get()); };
     co_await while_drained(*node_, work);
   } catch (...) {
     failure = std::current_exception();

@@ -77,6 +77,10 @@ extern const DriverType backup_filter_type;  // copy-before-write
 extern const DriverType mirror_filter_type;  // mirror_top
 extern const DriverType commit_filter_type;  // commit_top
 
+/// What is above `from` goes above `to`, but for `kept`, which may be null: all, or nothing if the
+/// Error is thrown. Both are drained, and `to` shares what is needed.
+Task<void> move_users(Node& from, const std::shared_ptr<Node>& to, const Child* kept);
+
 /// `node`, or the uppermost filter that jobs have put above it: where others come in.
 Node& above_job_filters(Node& node);
 

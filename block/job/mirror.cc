@@ -8,10 +8,12 @@
 
 #include "bitmap/dirty_bitmap.h"
 #include "copy/chain_source.h"
+#include "copy/slot_holder.h"
 #include "job/copy_job.h"
 #include "job/job_filter.h"
 #include "util/clean_up.h"
 #include "vise/error.h"
+#include "vise/util/checked.h"
 
 namespace vise {
 
@@ -26,6 +28,13 @@ std::uint64_t unit_for(const MirrorSettings& settings) {
   return cluster == 0 ? 64u << 10 : std::max<std::uint64_t>(cluster, 4096);
 }
 
+// Bytes that are copied at once, at most.
+std::uint64_t chunk_for(const MirrorSettings& settings, std::uint64_t unit) {
+  constexpr std::uint64_t usual = std::uint64_t{1} << 20;
+  const std::uint64_t most = settings.buffer_size == 0 ? usual : settings.buffer_size;
+  return std::max(unit, align_down(std::min(most, std::max(usual, unit)), unit));
+}
+
 class MirrorJob final : public CopyJob {
  public:
   MirrorJob(EventBus& events, MirrorSettings settings)
@@ -35,11 +44,17 @@ class MirrorJob final : public CopyJob {
         purpose_(settings.purpose),
         sync_(settings.sync),
         blocks_writes_(settings.copy_mode == qapi::MirrorCopyMode::write_blocking),
+        chunk_size_(chunk_for(settings, unit_for(settings))),
+        buffers_(settings.buffer_size == 0
+                     ? UINT64_MAX
+                     : std::max<std::uint64_t>(1, settings.buffer_size / chunk_size_)),
         device_(settings.device->shared_from_this()),
         target_node_(settings.target->shared_from_this()),
+        replaced_(settings.replaces == nullptr ? nullptr : settings.replaces->shared_from_this()),
         unit_(unit_for(settings)),
         todo_(device_->size(), unit_) {
     nodes_ = {device_.get(), &image_of(*device_), target_node_.get(), &image_of(*target_node_)};
+    if (replaced_) nodes_.push_back(replaced_.get());
     const Limits limits = target_node_->driver().limits();
     options_.encoded = limits.can_compress && target_node_->type().name == "compress";
   }
@@ -75,7 +90,7 @@ class MirrorJob final : public CopyJob {
   std::vector<Node*> nodes() const override { return nodes_; }
 
   void describe(qapi::BlockJobInfo& info) const override {
-    if (purpose_ == Purpose::mirror) info.actively_synced = blocks_writes_ && is_ready();
+    if (purpose_ == Purpose::mirror) info.actively_synced = in_step_ && is_ready();
   }
 
   Task<void> clean() override {
@@ -83,7 +98,8 @@ class MirrorJob final : public CopyJob {
     if (source_) co_await steps.step(source_->close());
     if (target_) co_await steps.step(target_->detach());
     target_.reset();
-    if (filter_) co_await steps.step(filter_->remove_onto(switches_ ? *target_node_ : *device_));
+    const bool takes_place = switches_ && replaced_ == nullptr;
+    if (filter_) co_await steps.step(filter_->remove_onto(takes_place ? *target_node_ : *device_));
     if (was_read_only_ && !switches_) {
       co_await steps.step(target_node_->graph().reopen(*target_node_, true));
     }
@@ -94,6 +110,7 @@ class MirrorJob final : public CopyJob {
     Graph& graph = device_->graph();
     co_await graph.release(std::move(device_));
     co_await graph.release(std::move(target_node_));
+    if (replaced_) co_await graph.release(std::move(replaced_));
     steps.finish();
   }
 
@@ -107,17 +124,22 @@ class MirrorJob final : public CopyJob {
         become_ready();
       }
       if (should_end()) co_return;
+      if (blocks_writes_ && !todo_.next_dirty(GuestOffset(0))) in_step_ = true;
       if (!todo_.next_dirty(GuestOffset(0))) co_await wait_for_change();
       co_await checkpoint();
     }
   }
 
   Task<std::optional<GuestRange>> next(GuestOffset from) override {
-    co_return next_dirty_chunk(todo_, from, unit_);
+    std::optional<GuestRange> chunk = next_dirty_chunk(todo_, from, unit_);
+    if (chunk) chunk->length = std::min(chunk->length, chunk_size_);
+    co_return chunk;
   }
 
   // Marks go before the content is read: what is written meanwhile is marked anew.
   Task<void> copy(GuestRange range) override {
+    co_await buffers_.acquire();
+    const SlotHolder buffer(buffers_);
     const CopyLocks::Guard guard = co_await copies_.lock(range, CopyLocks::Kind::copy);
     GuestOffset from = range.start;
     while (const std::optional<GuestRange> part = todo_.next_dirty(from, range.end().bytes())) {
@@ -139,7 +161,18 @@ class MirrorJob final : public CopyJob {
     co_await filter->drain_begin();
     drained_ = std::move(filter);  // until clean(): nothing may be written to the old node any more
     co_await finish();
+    if (replaced_ && !was_soft_cancelled()) co_await replace();
     switches_ = !was_soft_cancelled();
+  }
+
+  void take_change(const qapi::JobChangeOptions& options) override {
+    const auto& mirror = std::get<qapi::JobChangeOptionsMirror>(options.branch);
+    const bool blocks = mirror.copy_mode == qapi::MirrorCopyMode::write_blocking;
+    if (blocks_writes_ && !blocks) {
+      throw Error(ENOTSUP, "Change to copy mode 'background' is not implemented");
+    }
+    blocks_writes_ = blocks;
+    wake();
   }
 
  private:
@@ -152,6 +185,18 @@ class MirrorJob final : public CopyJob {
     set_total(std::min(todo_.dirty_bytes(), device_->size()));
     filter_->filter().after_change = [this](GuestRange range) { return changed(range); };
     co_return;
+  }
+
+  // What the device shows through filters: the target takes its place below them. Drained.
+  Task<void> replace() {
+    co_await target_->detach();
+    target_.reset();
+    co_await source_->close();
+    source_.reset();
+    const std::function<Task<void>()> work = [this] {
+      return move_users(*replaced_, target_node_, nullptr);
+    };
+    co_await while_drained(*replaced_, work);
   }
 
   // What the layers above the base have; what is written meanwhile is marked by then.
@@ -186,7 +231,7 @@ class MirrorJob final : public CopyJob {
     try {
       co_await copy(range.align_out(unit_).intersection({GuestOffset(0), device_->size()}));
     } catch (const Error&) {
-      // It is marked again; the job meets the error on its own.
+      in_step_ = false;  // it is marked again; the job meets the error on its own
     }
   }
 
@@ -201,11 +246,15 @@ class MirrorJob final : public CopyJob {
 
   const Purpose purpose_;
   const SyncMode sync_;
-  const bool blocks_writes_;
+  bool blocks_writes_;
+  bool in_step_ = false;            // nothing was left when writes were held back already
+  const std::uint64_t chunk_size_;  // bytes
+  AsyncSemaphore buffers_;          // chunks on their way
   std::shared_ptr<Node> device_;
   std::shared_ptr<Node> target_node_;
-  const std::uint64_t unit_;  // bytes, of what is copied at once
-  DirtyBitmap todo_;          // what the target does not have, or has in an older form
+  std::shared_ptr<Node> replaced_;  // null: the device
+  const std::uint64_t unit_;        // bytes, of what is copied at once
+  DirtyBitmap todo_;                // what the target does not have, or has in an older form
   CopyLocks copies_;
   StretchOptions options_;
   std::string user_;
@@ -219,6 +268,17 @@ class MirrorJob final : public CopyJob {
   std::unique_ptr<PlacedFilter> filter_;
   std::unique_ptr<ChainSource> source_;
 };
+
+// Does `device` show what `node` holds, through nothing but filters?
+bool shows(const Node& device, const Node& node) {
+  const Node* found = &device;
+  while (found != &node) {
+    const Child* const below = found->filtered_child();
+    if (below == nullptr) return false;
+    found = &below->node();
+  }
+  return true;
+}
 
 void check(const MirrorSettings& settings) {
   if (&image_of(*settings.device) == &image_of(*settings.target)) {
@@ -240,6 +300,12 @@ void check(const MirrorSettings& settings) {
     throw Error(EINVAL, fmt::format("The target has {} bytes, the source {}",
                                     settings.target->size(), settings.device->size()));
   }
+  if (settings.replaces != nullptr && !shows(*settings.device, *settings.replaces)) {
+    throw Error(EINVAL, fmt::format("Cannot replace '{}' by a node mirrored from '{}', because it "
+                                    "cannot be guaranteed that doing so would not lead to an "
+                                    "abrupt change of visible data",
+                                    settings.replaces->name(), settings.device->name()));
+  }
   for (const Child* edge : settings.device->parents()) {
     if (edge->parent() != nullptr && edge->role() != EdgeRole::filtered) {
       throw Error(EPERM, fmt::format("Need a root block node, but '{}' is below '{}'",
@@ -252,6 +318,7 @@ void check(const MirrorSettings& settings) {
 
 Task<std::shared_ptr<Job>> make_mirror_job(JobTable& jobs, MirrorSettings settings) {
   check(settings);
+  if (settings.replaces == settings.device) settings.replaces = nullptr;
   std::optional<std::string> filter_name = std::move(settings.filter_node_name);
   const auto job = std::make_shared<MirrorJob>(jobs.events(), std::move(settings));
   Task<void> preparation = job->prepare(std::move(filter_name), jobs);

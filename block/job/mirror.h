@@ -18,7 +18,9 @@ struct MirrorSettings {
   enum class Purpose { mirror, commit } purpose = Purpose::mirror;  // commit: target is below
   qapi::MirrorSyncMode sync = qapi::MirrorSyncMode::full;           // full, top or none
   qapi::MirrorCopyMode copy_mode = qapi::MirrorCopyMode::background;
+  Node* replaces = nullptr;                  // whose place the target takes; null: the device
   std::optional<std::uint64_t> granularity;  // bytes, a power of two
+  std::uint64_t buffer_size = 0;             // bytes on their way at most; 0: no bound of its own
   std::optional<std::string> filter_node_name;
 };
 

@@ -2,7 +2,9 @@
 #include <fmt/format.h>
 
 #include <cerrno>
+#include <filesystem>
 #include <ranges>
+#include <system_error>
 #include <utility>
 
 #include "copy/chain_source.h"
@@ -56,7 +58,31 @@ Node* find_below(Node& overlay, Matches matches) {
   return nullptr;
 }
 
-Node* find_base(Services& services, Node& overlay, const qapi::BlockStreamArguments& arguments) {
+bool has_file_name(const Node& node, const std::string& name) {
+  if (node.filename() == name || node.protocol_filename() == name) return true;
+  std::error_code unknown;
+  return std::filesystem::equivalent(node.protocol_filename(), name, unknown);
+}
+
+// The image of the chain below `overlay` whose file has that name, or is called so by the image
+// above it. Null if there is none.
+Task<Node*> find_file_below(Node& overlay, const std::string& name) {
+  Node* const found =
+      find_below(overlay, [&](const Node& node) { return has_file_name(node, name); });
+  if (found != nullptr) co_return found;
+  for (Node* above = &overlay; Node* below = backing_of(*above); above = below) {
+    const DriverInfo info = co_await image_of(*above).driver().info();
+    if (info.backing_filename == name) co_return below;
+  }
+  co_return nullptr;
+}
+
+Error not_in_chain(const std::string& name) {
+  return Error(ENOENT, fmt::format("Can't find '{}' in the backing chain", name));
+}
+
+Task<Node*> find_base(Services& services, Node& overlay,
+                      const qapi::BlockStreamArguments& arguments) {
   const int given = int{arguments.base.has_value()} + int{arguments.base_node.has_value()} +
                     int{arguments.bottom.has_value()};
   if (given > 1) {
@@ -66,14 +92,12 @@ Node* find_base(Services& services, Node& overlay, const qapi::BlockStreamArgume
     if (arguments.backing_file) {
       throw Error(EINVAL, "backing file specified, but streaming the entire chain");
     }
-    return nullptr;
+    co_return nullptr;
   }
   if (arguments.base) {
-    Node* const base = find_below(overlay, [&](const Node& node) {
-      return node.filename() == *arguments.base || node.protocol_filename() == *arguments.base;
-    });
-    if (base != nullptr) return base;
-    throw Error(ENOENT, fmt::format("Can't find '{}' in the backing chain", *arguments.base));
+    Node* const base = co_await find_file_below(overlay, *arguments.base);
+    if (base != nullptr) co_return base;
+    throw not_in_chain(*arguments.base);
   }
   const std::string& name = arguments.base_node ? *arguments.base_node : *arguments.bottom;
   Node& named = get_device(services, name);
@@ -82,12 +106,12 @@ Node* find_base(Services& services, Node& overlay, const qapi::BlockStreamArgume
     throw Error(EINVAL,
                 fmt::format("Node '{}' is not a backing image of '{}'", name, overlay.name()));
   }
-  if (arguments.base_node) return &named;
+  if (arguments.base_node) co_return &named;
   if (named.type().kind == DriverKind::filter) {
     throw Error(EINVAL,
                 fmt::format("Node '{}' is a filter, use a non-filter node as 'bottom'", name));
   }
-  return backing_of(named);
+  co_return backing_of(named);
 }
 
 Task<void> block_stream(Services& services, qapi::BlockStreamArguments arguments) {
@@ -96,7 +120,8 @@ Task<void> block_stream(Services& services, qapi::BlockStreamArguments arguments
   settings.job.on_source_error = arguments.on_error.value_or(qapi::BlockdevOnError::report);
   settings.job.on_target_error = settings.job.on_source_error;
   settings.device = &get_device(services, arguments.device);
-  settings.base = find_base(services, image_of(*settings.device), arguments);
+  Node* const base = co_await find_base(services, image_of(*settings.device), arguments);
+  settings.base = base;
   settings.backing_file = arguments.backing_file;
   settings.filter_node_name = arguments.filter_node_name;
   std::shared_ptr<Job> job = co_await make_stream_job(services.jobs(), std::move(settings));
@@ -132,6 +157,26 @@ Task<void> commit_active(Services& services, const qapi::BlockCommitArguments& a
   start(services, std::move(made));
 }
 
+Task<Node*> find_top(Services& services, Node& device,
+                     const qapi::BlockCommitArguments& arguments) {
+  if (arguments.top_node) co_return &get_device(services, *arguments.top_node);
+  if (!arguments.top || has_file_name(image_of(device), *arguments.top)) co_return &device;
+  Node* const found = co_await find_file_below(device, *arguments.top);
+  if (found == nullptr) {
+    throw Error(ENOENT, fmt::format("Top image file {} not found", *arguments.top));
+  }
+  co_return found;
+}
+
+void require_one_name(const qapi::BlockCommitArguments& arguments) {
+  if (arguments.base && arguments.base_node) {
+    throw Error(EINVAL, "'base-node' and 'base' are mutually exclusive");
+  }
+  if (arguments.top && arguments.top_node) {
+    throw Error(EINVAL, "'top-node' and 'top' are mutually exclusive");
+  }
+}
+
 Task<void> block_commit(Services& services, qapi::BlockCommitArguments arguments) {
   Node* const device = services.graph().find(arguments.device);
   if (device == nullptr) {
@@ -139,9 +184,11 @@ Task<void> block_commit(Services& services, qapi::BlockCommitArguments arguments
                    fmt::format("Cannot find device='{0}' nor node-name='{0}'", arguments.device));
   }
   JobSettings job = job_settings(services, arguments);
+  require_one_name(arguments);
   job.on_source_error = arguments.on_error.value_or(qapi::BlockdevOnError::report);
   job.on_target_error = job.on_source_error;
-  Node& top = arguments.top_node ? get_device(services, *arguments.top_node) : *device;
+  Node* const named_top = co_await find_top(services, *device, arguments);
+  Node& top = *named_top;
   const auto is = [](const Node& wanted) {
     return [&wanted](const Node& node) { return &node == &wanted; };
   };
@@ -150,7 +197,11 @@ Task<void> block_commit(Services& services, qapi::BlockCommitArguments arguments
     throw Error(EINVAL, fmt::format("'{}' is not in this backing file chain", top.name()));
   }
   Node* base = nullptr;
-  if (arguments.base_node) {
+  if (arguments.base) {
+    Node* const found = co_await find_file_below(top, *arguments.base);
+    if (found == nullptr) throw not_in_chain(*arguments.base);
+    base = found;
+  } else if (arguments.base_node) {
     Node& named = get_device(services, *arguments.base_node);
     base = find_below(top, is(named));
     if (base == nullptr) {
@@ -178,6 +229,13 @@ Task<void> blockdev_mirror(Services& services, qapi::BlockdevMirrorArguments arg
   settings.sync = arguments.sync;
   settings.copy_mode = arguments.copy_mode.value_or(qapi::MirrorCopyMode::background);
   if (arguments.granularity) settings.granularity = *arguments.granularity;
+  if (arguments.replaces) settings.replaces = &get_node(services, *arguments.replaces);
+  if (arguments.buf_size.value_or(0) < 0) {
+    throw Error(EINVAL, fmt::format("Invalid parameter 'buf-size': expected is a value from 0 to "
+                                    "{}, not {}",
+                                    INT64_MAX, *arguments.buf_size));
+  }
+  settings.buffer_size = static_cast<std::uint64_t>(arguments.buf_size.value_or(0));
   settings.filter_node_name = arguments.filter_node_name;
   std::shared_ptr<Job> job = co_await make_mirror_job(services.jobs(), std::move(settings));
   start(services, std::move(job));
@@ -294,6 +352,11 @@ Task<void> block_job_cancel(Services& services, qapi::BlockJobCancelArguments ar
   co_return;
 }
 
+Task<void> block_job_change(Services& services, qapi::JobChangeOptions options) {
+  get_block_job(services, options.id).change(options);
+  co_return;
+}
+
 Task<void> block_job_set_speed(Services& services, qapi::BlockJobSetSpeedArguments arguments) {
   get_block_job(services, arguments.device).set_speed(speed_argument(arguments.speed));
   co_return;
@@ -344,6 +407,7 @@ void add_job_commands(CommandTable& commands) {
   commands.add<command::block_job_dismiss,
                block_job_verb<qapi::BlockJobDismissArguments, &Job::dismiss>>();
   commands.add<command::block_job_cancel, block_job_cancel>();
+  commands.add<command::block_job_change, block_job_change>();
   commands.add<command::block_job_set_speed, block_job_set_speed>();
 }
 

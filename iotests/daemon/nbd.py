@@ -69,6 +69,30 @@ def exports_come_and_go(t):
     t.sound("a.qcow2")
 
 
+@cases(binary=["vise", "qemu"])
+def an_export_names_an_iothread_that_is_there(t, binary):
+    t.vise_img("create", "-f", "qcow2", "a.qcow2", "4M")
+    daemon = Daemon(t, "--object", "iothread,id=io", "--object", "throttle-group,id=g", binary=binary)
+    daemon.execute("blockdev-add", disk())
+    daemon.execute("nbd-server-start", addr=UNIX(t.path("nbd.sock")))
+    export = {"type": "nbd", "id": "e", "node-name": "disk", "writable": True}
+    for name in ("nope", "g"):
+        t.equal(daemon.qmp.fails("block-export-add", {**export, "iothread": name}),
+                f'GenericError: iothread "{name}" not found')
+    if binary == "qemu":  # 7.2 crashes when a client of such an export leaves
+        daemon.quit()
+        return
+    daemon.execute("block-export-add", {**export, "iothread": "io", "fixed-iothread": True})
+    t.qemu_io("-f", "raw", uri(t, "disk"), commands=["write -P 1 0 64k", "read -P 1 0 64k"])
+    t.check("in use" in daemon.qmp.fails("object-del", id="io"), "the object goes")
+    daemon.execute("block-export-del", id="e")
+    daemon.qmp.wait_event("BLOCK_EXPORT_DELETED", id="e")
+    daemon.execute("object-del", id="io")
+    daemon.quit()
+    t.qemu_io("-f", "qcow2", "a.qcow2", commands=["read -P 1 0 64k"])
+    t.sound("a.qcow2")
+
+
 @case
 def the_old_commands_do_the_same(t):
     daemon = started(t)

@@ -1,10 +1,7 @@
 // Finding drivers by name, and loading the ones that are plugins.
 #include "vise/driver_table.h"
-#include "vise/plugin.h"
 
 #include <gtest/gtest.h>
-
-#include <string>
 
 #include <algorithm>
 #include <cerrno>
@@ -12,8 +9,10 @@
 #include <filesystem>
 #include <fstream>
 #include <memory>
+#include <string>
 
 #include "vise/error.h"
+#include "vise/plugin.h"
 
 namespace vise {
 namespace {
