@@ -377,8 +377,9 @@ Task<std::vector<CompressDriver::Run>> CompressDriver::plan(GuestOffset offset, 
   co_return runs;
 }
 
-// A writer of what is unchanged, like a stream job, brings no right to write zeros. Its zeros are
-// compressed then, unless somebody else who writes to this node has brought that right.
+// A writer of what is unchanged, like a stream job, brings no right to write zeros. Its zeros go
+// down as data to be compressed then, unless somebody else who writes to this node has brought that
+// right.
 bool CompressDriver::may_zero() const {
   return can_zero_ && child().permissions().uses.has(Permission::write);
 }

@@ -19,6 +19,7 @@ from vise_iotest import Failure, Process, Skip, installed
 MODULES = ["virtio_pci", "virtio_blk"]
 PROGRAMS = ["/usr/sbin/mke2fs", "/usr/sbin/e2fsck"]
 BOOT_SECONDS = 120  # a few on an idle machine
+DISK_SIZE = "512M"
 MODES = {"zlib": "new-writes", "zstd": "all-writes"}
 THROUGH_NBD = "format=raw,file=nbd+unix:///disk?socket=nbd.sock"
 
@@ -237,6 +238,12 @@ def qcow2(name, **more):
     """Options of the node NAME for the image NAME.qcow2."""
     return {"driver": "qcow2", "node-name": name, "discard": "unmap",
             "file": {"driver": "file", "filename": f"{name}.qcow2"}, **more}
+
+
+def create(t, codec, name, backing=None):
+    """Makes NAME.qcow2, perhaps above BACKING.qcow2."""
+    below = ["-F", "qcow2", "-b", f"{backing}.qcow2"] if backing else []
+    t.vise_img("create", "-f", "qcow2", "-o", f"compression_type={codec}", *below, f"{name}.qcow2", DISK_SIZE)
 
 
 def serve_disk(t, codec, name):
