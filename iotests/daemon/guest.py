@@ -122,23 +122,53 @@ def a_backup_shows_one_instant_and_the_increments_the_next_ones(t, way):
     t.reads_as("top.qcow2", "disk.raw")
 
 
-@cases(way=FORMATS)
-def an_export_follows_a_mirror_to_its_target(t, way):
+@cases(way=FORMATS, mode=["background", "write-blocking"])
+def an_export_follows_a_mirror_to_its_target(t, way, mode):
     daemon, device, disk = begin(t, way)
     qmp = daemon.qmp
-    t.vise_img("create", "-f", "qcow2", "copy.qcow2", SIZE)
+    codec = "zlib" if way == "plain" else way
+    t.vise_img("create", "-f", "qcow2", "-o", f"compression_type={codec}", "copy.qcow2", SIZE)
     qmp.execute("blockdev-add", node("copy"))
+    target = "copy"
+    if way != "plain":
+        qmp.execute("blockdev-add", driver="compress", node_name="copy-cmp", file="copy")
+        target = "copy-cmp"
     guest = Guest(t, disk, 3)
-    qmp.execute("blockdev-mirror", job_id="job", device=device, target="copy", sync="full")
+    qmp.execute("blockdev-mirror", job_id="job", device=device, target=target, sync="full",
+                copy_mode=mode)
     qmp.wait_event("BLOCK_JOB_READY", device="job")
     qmp.execute("job-complete", id="job")
     qmp.wait_job("job")
-    t.equal(qmp.execute("query-block-exports")[0]["node-name"], "copy")
+    t.equal(qmp.execute("query-block-exports")[0]["node-name"], target)
     guest.stop()
     daemon.quit()
     t.write("disk.raw", bytes(disk))
     t.reads_as("copy.qcow2", "disk.raw")
     t.sound("copy.qcow2")
+    checked = t.vise_img("check", "--output=json", "copy.qcow2").json
+    t.equal(checked.get("compressed-clusters", 0) > 0, way != "plain")
+
+
+@cases(way=FORMATS)
+def an_image_in_between_is_committed_under_a_guest(t, way):
+    daemon, device, disk = begin(t, way)
+    qmp = daemon.qmp
+    guest = Guest(t, disk, 6)
+    qmp.execute("blockdev-snapshot-sync", node_name=device, snapshot_node_name="over",
+                snapshot_file="over.qcow2")
+    files = {entry["file"]: entry["node-name"] for entry in qmp.execute("query-named-block-nodes")
+             if entry["drv"] == "qcow2"}
+    qmp.execute("block-commit", job_id="job", device="over", top_node=device,
+                base_node=files["base.qcow2"], backing_file="base.qcow2", speed=4 * MIB)
+    qmp.wait_job("job")
+    guest.stop()
+    daemon.quit()
+    t.write("disk.raw", bytes(disk))
+    t.reads_as("over.qcow2", "disk.raw")
+    t.sound("over.qcow2")
+    t.sound("base.qcow2")
+    t.equal(t.qemu_img("info", "--output=json", "over.qcow2").json["backing-filename"],
+            "base.qcow2")
 
 
 @cases(way=FORMATS)
