@@ -54,7 +54,10 @@ Task<HostRange> Qcow2::take_run_below(std::uint64_t boundary, std::uint64_t coun
     const std::uint64_t taken = co_await refcounts_.take_run(first, count);
     const HostRange space{HostOffset(first << geometry_.cluster_bits),
                           taken << geometry_.cluster_bits};
-    if (taken == count) co_return space;
+    if (taken == count) {
+      if (const auto hit = guard_.find(space)) co_await refuse_write(*hit, space);
+      co_return space;
+    }
     // The counts of the rest are in another slice, which take_run() does not look at.
     if (taken > 0) space_.free_unlinked(space);
     first += std::max<std::uint64_t>(taken, 1);
