@@ -10,6 +10,7 @@
 #include <span>
 #include <string>
 
+#include "vise/io_vec.h"
 #include "vise/task.h"
 #include "vise/value.h"
 
@@ -100,6 +101,17 @@ class HasSnapshots {
   virtual Task<void> delete_snapshot(SnapshotSelector which) = 0;
   /// For read-only nodes: from now on the node shows the disk of the snapshot, at its size.
   virtual Task<void> view_snapshot(SnapshotSelector which) = 0;
+};
+
+/// A driver that keeps the state of a virtual machine behind the end of the disk, where snapshots
+/// take it along. Called drained. Offsets are bytes from the start of the state, which reads as
+/// zeros where nothing was saved. Error(EFBIG) beyond what the format can address.
+class HasVmState {
+ public:
+  virtual ~HasVmState() = default;
+  virtual Task<void> load_vm_state(std::uint64_t offset, IoVec data) = 0;
+  /// On a writable node.
+  virtual Task<void> save_vm_state(std::uint64_t offset, ConstIoVec data) = 0;
 };
 
 /// A driver whose image names a backing file. Called drained, on a writable node.

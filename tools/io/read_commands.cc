@@ -44,6 +44,7 @@ struct ReadRequest {
   GuestOffset offset;
   std::optional<Verification> verify;
   bool dump = false;
+  bool vm_state = false;
   ReportStyle style = ReportStyle::two_lines;
   RequestBuffer buffer;
 };
@@ -71,7 +72,12 @@ bool report_read(const ReadRequest& request, std::chrono::nanoseconds elapsed) {
 Task<void> read_and_report(const IoState& state, ReadRequest& request, std::string_view verb) {
   const Stopwatch watch;
   try {
-    co_await state.image()->read(request.offset, IoVec(request.buffer.segments()));
+    const IoVec data(request.buffer.segments());
+    if (request.vm_state) {
+      co_await load_vm_state(state, request.offset.bytes(), data);
+    } else {
+      co_await state.image()->read(request.offset, data);
+    }
   } catch (const Error& error) {
     fail_request(state, verb, error);
   }
@@ -104,8 +110,10 @@ Task<void> run_read(Call& call) {
   const std::uint64_t offset = call.size_operand(0);
   const std::vector<std::uint64_t> lengths = length_operands(call, 1);
   ReadRequest request = make_request(call, lengths, offset);
-  if (call.arguments.has('b')) {
-    fail_request(call.state, "read", Error(EOPNOTSUPP, "The VM state cannot be accessed"));
+  request.vm_state = call.arguments.has('b');
+  if (request.vm_state) {
+    check_sectors(offset, "offset");
+    check_sectors(lengths.front(), "count");
   }
   co_await read_and_report(call.state, request, "read");
 }

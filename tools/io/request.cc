@@ -7,6 +7,12 @@
 #include <cstring>
 #include <numeric>
 
+#include "tools/common/snapshots.h"
+#include "vise/child.h"
+#include "vise/error.h"
+#include "vise/graph.h"
+#include "vise/image_operations.h"
+
 namespace vise::tools {
 
 std::byte pattern_byte(const std::string& text) {
@@ -22,6 +28,36 @@ std::byte pattern_byte(const std::string& text) {
 ReportStyle report_style(const Arguments& arguments) {
   if (arguments.has('q')) return ReportStyle::silent;
   return arguments.has('C') ? ReportStyle::one_line : ReportStyle::two_lines;
+}
+
+void check_sectors(std::uint64_t value, std::string_view what) {
+  if (value % 512 == 0) return;
+  Call::fail(fmt::format("{} is not a sector-aligned value for '{}'", value, what));
+}
+
+namespace {
+
+HasVmState& vm_state_of(const IoState& state) {
+  auto* driver = find_interface<HasVmState>(state.image()->node());
+  if (driver == nullptr) {
+    throw Error(ENOTSUP, fmt::format("Format '{}' has no place for VM state",
+                                     state.image()->node().type().name));
+  }
+  return *driver;
+}
+
+}  // namespace
+
+Task<void> load_vm_state(const IoState& state, std::uint64_t offset, IoVec data) {
+  HasVmState& driver = vm_state_of(state);
+  const auto work = [&] { return driver.load_vm_state(offset, data); };
+  co_await while_drained(state.image()->node(), work);
+}
+
+Task<void> save_vm_state(const IoState& state, std::uint64_t offset, ConstIoVec data) {
+  HasVmState& driver = vm_state_of(state);
+  const auto work = [&] { return driver.save_vm_state(offset, data); };
+  co_await while_drained(state.image()->node(), work);
 }
 
 void check_request_length(const Call& call, std::uint64_t length, std::size_t operand) {

@@ -29,6 +29,13 @@ std::vector<std::uint64_t> length_operands(const Call& call, std::size_t first);
 /// Fails with the usual line if `length` is too long.
 void check_request_length(const Call& call, std::uint64_t length, std::size_t operand);
 
+/// Prints a line and fails if `value`, which `what` names, is no multiple of 512.
+void check_sectors(std::uint64_t value, std::string_view what);
+
+/// The VM state of the image, -b. Throws Error(ENOTSUP) where the format has none.
+Task<void> load_vm_state(const IoState& state, std::uint64_t offset, IoVec data);
+Task<void> save_vm_state(const IoState& state, std::uint64_t offset, ConstIoVec data);
+
 /// Memory of one request: one stretch per length, as the v commands ask for, off alignment if the
 /// program runs with -m.
 class RequestBuffer {

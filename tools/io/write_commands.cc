@@ -25,6 +25,7 @@ struct WriteRequest {
   GuestOffset offset;
   std::uint64_t length = 0;
   bool zeroes = false;
+  bool vm_state = false;
   ZeroFlags zero_flags;
   WriteFlags flags;
   ReportStyle style = ReportStyle::two_lines;
@@ -62,7 +63,10 @@ Task<void> write_and_report(const IoState& state, WriteRequest& request, std::st
   Child& image = *state.image();
   const Stopwatch watch;
   try {
-    if (request.zeroes) {
+    if (request.vm_state) {
+      const ConstIoVec data(request.buffer->segments());
+      co_await save_vm_state(state, request.offset.bytes(), data);
+    } else if (request.zeroes) {
       co_await image.write_zeroes({request.offset, request.length}, request.zero_flags);
     } else {
       co_await image.write(request.offset, ConstIoVec(request.buffer->segments()), request.flags);
@@ -121,11 +125,6 @@ Task<void> write_beside(const IoState& state, std::unique_ptr<WriteRequest> requ
   }
 }
 
-void check_sectors(std::uint64_t value, std::string_view what) {
-  if (value % 512 == 0) return;
-  Call::fail(fmt::format("{} is not a sector-aligned value for '{}'", value, what));
-}
-
 }  // namespace
 
 Task<void> run_write(Call& call) {
@@ -141,8 +140,7 @@ Task<void> run_write(Call& call) {
   if (const std::string* file = arguments.last('s')) {
     fill_from_file(request.buffer->bytes(), *file);
   }
-  if (arguments.has('b'))
-    fail_request(call.state, "write", Error(EOPNOTSUPP, "The VM state cannot be accessed"));
+  request.vm_state = arguments.has('b');
   request.flags.compressed = arguments.has('c');
   co_await write_and_report(call.state, request, "write");
 }

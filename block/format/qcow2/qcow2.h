@@ -3,7 +3,7 @@
 //   descriptor, mapping, table_cache   from guest clusters to L2 entries
 //   refcounts, space, flight           who owns what, where the next cluster goes, when it may
 //   read, write, write_compressed, zero, resize, preallocate   the data paths
-//   snapshot, l1_tree, rewrite   operations on whole L1 tables and the header
+//   snapshot, l1_tree, vm_state, rewrite   operations on whole L1 tables and the header
 //   overlap, integrity                 nothing is written over metadata; corrupt images
 //   compress_in_place, compress_snapshots, shared_clusters   what is there, compressed where it
 //   lies move_plan, move_clusters, move_tables   making the file shorter commit the order in which
@@ -68,6 +68,7 @@ class Qcow2 : public Driver,
               public Checkable,
               public BitmapStore,
               public HasSnapshots,
+              public HasVmState,
               public HasBackingFile,
               public Amendable,
               public Completable,
@@ -102,6 +103,8 @@ class Qcow2 : public Driver,
   Task<void> apply_snapshot(SnapshotSelector which) override;
   Task<void> delete_snapshot(SnapshotSelector which) override;
   Task<void> view_snapshot(SnapshotSelector which) override;
+  Task<void> load_vm_state(std::uint64_t offset, IoVec data) override;
+  Task<void> save_vm_state(std::uint64_t offset, ConstIoVec data) override;
   std::unique_ptr<Child> exchange_backing(std::unique_ptr<Child> backing) override;
   Task<void> change_backing_file(std::string filename, std::string format) override;
   Task<void> make_empty() override;
@@ -288,6 +291,10 @@ class Qcow2 : public Driver,
   Task<void> switch_active_tree(const std::vector<std::uint64_t>& l1, std::uint64_t size,
                                 HostOffset place);
   Task<void> unshare(const References& shared, bool raised);
+
+  // vm_state.cc
+  GuestRange vm_state_range(std::uint64_t offset, std::uint64_t length) const;
+  Task<void> read_vm_state(GuestOffset offset, IoVec data);
 
   // commit.cc
   Task<void> commit();

@@ -233,8 +233,6 @@ Task<void> Qcow2::create_snapshot(NewSnapshot request) {
     throw Error(EFBIG, fmt::format("the image has {} snapshots, the most possible", max_snapshots));
   }
   const HostRange old_table{header_.snapshots_offset, table.length};
-  // A virtual machine's state is no part of the disk: left behind by apply, it would stay for ever.
-  co_await drop_l1_entries(divide_up(header_.virtual_size, header_.l2_coverage()));
   space_.forget_packing();
   L1Tree tree(*file_, header_, geometry_, mapping_.l1(), guard_);
   const References shared = co_await tree.references();
@@ -278,6 +276,12 @@ Task<void> Qcow2::create_snapshot(NewSnapshot request) {
   References old;
   old.add(old_table, geometry_.cluster_bits);
   co_await release(old);
+  // A virtual machine's state is the snapshot's from now on, and no part of the disk.
+  try {
+    co_await drop_l1_entries(divide_up(header_.virtual_size, header_.l2_coverage()));
+  } catch (const Error&) {
+    // The snapshot is there all the same. What could not be dropped takes space, no more.
+  }
 }
 
 Task<void> Qcow2::delete_snapshot(SnapshotSelector which) {
