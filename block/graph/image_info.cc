@@ -69,11 +69,12 @@ Task<Value> node_image_info(Node& node) {
   result.set("virtual-size", align_up(node.size(), 512));
   result.set("filename", node.filename());
   result.set("format", node.type().name);
-  const std::optional<std::uint64_t> disk = allocated_bytes(node);
+  std::optional<std::uint64_t> disk = allocated_bytes(node);
+  if (!disk) disk = info.allocated_size;
   if (disk) result.set("actual-size", *disk);
   if (info.encrypted) result.set("encrypted", true);
   if (info.cluster_size > 0) result.set("cluster-size", info.cluster_size);
-  result.set("dirty-flag", info.dirty.value_or(false));
+  if (info.dirty) result.set("dirty-flag", *info.dirty);
   set_backing(result, node, info);
   const bool has_snapshots = info.snapshots.is_list() && !info.snapshots.as_list().empty();
   if (has_snapshots) result.set("snapshots", std::move(info.snapshots));

@@ -12,19 +12,26 @@ namespace vise {
 
 namespace {
 
-// The image whose content `node` shows where its own has nothing: filters do not count.
-Node* next_image(Node& node) {
-  const Node* image = &node;
-  while (const Child* below = image->filtered_child()) image = &below->node();
-  const Child* backing = image->backing_child();
-  return backing != nullptr ? &backing->node() : nullptr;
+// The layer below in a chain: the backing image, or what a filter shows. Null: there is none.
+Node* next_layer(const Node& node) {
+  const Child* below = node.filtered_child();
+  if (below == nullptr) below = node.backing_child();
+  return below != nullptr ? &below->node() : nullptr;
 }
 
+// A filter has no header of its own; what it shows is told of the node below it, which is part of
+// the chain.
 Task<Value> image_with_chain(Node& node, Chain chain) {
   Value info = co_await node_image_info(node);
-  const Child* backing = node.backing_child();
-  if (chain == Chain::top_only || backing == nullptr) co_return info;
-  Value below = co_await image_with_chain(backing->node(), chain);
+  if (node.type().kind == DriverKind::filter) {
+    for (const auto* name : {"backing-filename", "full-backing-filename", "backing-filename-format",
+                             "format-specific", "snapshots"}) {
+      info.as_dict().erase(name);
+    }
+  }
+  Node* const next = next_layer(node);
+  if (chain == Chain::top_only || next == nullptr) co_return info;
+  Value below = co_await image_with_chain(*next, chain);
   info.as_dict().set("backing-image", std::move(below));
   co_return info;
 }
@@ -74,7 +81,7 @@ Task<Value> node_info(Node& node, Chain chain) {
   }
   std::int64_t depth = 0;
   if (chain == Chain::whole) {
-    for (Node* image = next_image(node); image != nullptr; image = next_image(*image)) ++depth;
+    for (Node* layer = next_layer(node); layer != nullptr; layer = next_layer(*layer)) ++depth;
   }
   info.set("backing_file_depth", depth);
   info.set("detect_zeroes", to_value(detect_zeroes(node)));

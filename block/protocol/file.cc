@@ -88,6 +88,7 @@ Task<DriverInfo> FileDriver::info() {
   if (kind_ == Kind::regular && ::fstat(fd_.get(), &status) == 0) {
     info.allocated_size = static_cast<std::uint64_t>(status.st_blocks) * 512;
   }
+  info.dirty = false;
   co_return info;
 }
 

@@ -50,6 +50,7 @@ class NullDriver final : public Driver {
   Task<void> discard(GuestRange) override { return delay(); }
   Task<void> flush() override { return delay(); }
   Task<void> reopen(bool) override { co_return; }
+  Task<DriverInfo> info() override { co_return DriverInfo{.allocated_size = 0}; }
   Task<void> close() override { co_return; }
 
  private:

@@ -144,7 +144,7 @@ def an_overlay_takes_the_place_of_its_node(t, how):
                     snapshot_file="over.qcow2")
     nodes = {entry["node-name"]: entry for entry in qmp.execute("query-named-block-nodes")}
     t.check(nodes["over"]["backing_file"].endswith("disk.qcow2"), nodes["over"])
-    t.equal(nodes["cmp"]["backing_file_depth"], 1)
+    t.equal(nodes["cmp"]["backing_file_depth"], 2)
     t.check(nodes["disk"]["ro"], "the node below is read-only now")
     t.check("is used as backing" in qmp.fails("blockdev-del", node_name="disk"), "in use")
     daemon.quit()
