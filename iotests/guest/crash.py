@@ -1,6 +1,6 @@
 """The daemon is killed while a real guest writes: what the guest had synced is there afterwards."""
 from emulator import THROUGH_NBD, Emulator, create, serve_disk
-from vise_iotest import CODECS, KIB, cases, main
+from vise_iotest import CODECS, KIB, case, cases, main
 
 
 def written_until_killed(t, daemon, guest, run, most, job):
@@ -60,6 +60,29 @@ def a_killed_daemon_loses_nothing_that_was_synced(t, codec):
     daemon.quit()
     t.vise_img("check", "-r", "leaks", "overlay.qcow2", code=(0, 3))
     t.sound("overlay.qcow2")
+
+
+@case
+def a_guest_outlives_restarts_of_the_daemon(t):
+    """QEMU connects again, and repeats what it has no answer to; all that was answered is stored."""
+    create(t, "zstd", "image")
+    daemon = serve_disk(t, "zstd", "image")
+    guest = Emulator(t, f"{THROUGH_NBD},file.reconnect-delay=120")
+    guest.line("/usr/sbin/mke2fs -q -t ext4 /dev/vda && mount /dev/vda /mnt && busy")
+    for restart in range(3):
+        guest.line(f"file f{restart} {restart} 1024")  # in the page cache, some of it on its way
+        daemon.quit()
+        daemon = serve_disk(t, "zstd", "image")
+        guest.line("sync")
+    guest.line("calm")
+    digest = guest.line("note")
+    guest.reboot()
+    guest.line("mount /dev/vda /mnt")
+    t.equal(guest.line("verify"), digest, "files")
+    guest.line("umount /mnt && /usr/sbin/e2fsck -fn /dev/vda")
+    guest.power_off()
+    daemon.quit()
+    t.sound("image.qcow2")
 
 
 main()

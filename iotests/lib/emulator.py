@@ -179,8 +179,8 @@ def accelerator():
     """"tcg", or "kvm" where that is wanted and a machine without any disk starts with it in time."""
     if not os.environ.get("VISE_GUEST_KVM"):
         return "tcg"
-    probe = [installed("qemu-system-x86_64"), "-accel", "kvm", "-display", "none", "-nodefaults", "-no-reboot",
-             "-kernel", str(next(kernel().glob("boot/vmlinuz-*"))), "-append", "panic=-1"]
+    probe = [installed("qemu-system-x86_64"), "-accel", "kvm", "-display", "none", "-nodefaults",
+             "-no-reboot", "-kernel", str(next(kernel().glob("boot/vmlinuz-*"))), "-append", "panic=-1"]
     try:  # without a root file system the kernel panics, and QEMU ends
         done = subprocess.run(probe, capture_output=True, timeout=20, check=False)
     except subprocess.TimeoutExpired:
