@@ -85,6 +85,30 @@ def with_snapshots(t):
     t.equal(data(t, "a.qcow2"), before, "content")
 
 
+@cases(compressed=["nowhere", "now", "in a snapshot"])
+def zstd_images_become_version_2_without_compressed_clusters(t, compressed):
+    for name, run in (("qemu.qcow2", t.qemu_img), ("vise.qcow2", t.vise_img)):
+        t.vise_img("create", "-q", "-f", "qcow2", "-o", "compression_type=zstd", name, "4M")
+        if compressed != "nowhere":
+            t.vise_io("-f", "qcow2", name, commands=["write -q -c -P 2 0 64k"])
+        if compressed == "in a snapshot":
+            t.vise_img("snapshot", "-c", "s", name)
+        t.vise_io("-f", "qcow2", name, commands=["write -q -P 1 0 300k"] if compressed != "now" else
+                  ["write -q -P 1 64k 300k"])
+        before = data(t, name)
+        done = run("amend", "-o", "compat=0.10", name, code=(0, 1))
+        t.equal(data(t, name), before, "content")
+        if name == "qemu.qcow2" and compressed == "in a snapshot":
+            continue  # the type goes, the snapshot's clusters stay
+        t.equal(done.code, 0 if compressed == "nowhere" else 1, "exit status")
+        t.sound(name)
+        found = info(t, name)
+        t.equal((found["compat"], found["compression-type"]),
+                ("1.1", "zstd") if done.code else ("0.10", "zlib"), "form")
+    if compressed != "nowhere":
+        t.fails_clearly(done, "zlib alone")
+
+
 @case
 def what_cannot_change_is_refused(t):
     make(t, backing=True)

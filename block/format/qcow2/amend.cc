@@ -109,7 +109,8 @@ void Qcow2::check_amendment(const Amendment& wanted) const {
     if (wanted.lazy_refcounts.value_or(false)) fail("version 2 images have no lazy refcounts");
   }
   if (version >= header_.version) return;
-  const std::uint64_t features = header_.incompatible_features;
+  // Without compressed clusters, how they would be compressed does not matter.
+  const std::uint64_t features = header_.incompatible_features & ~incompatible::compression_type;
   if (features != 0) {
     throw Error(ENOTSUP, fmt::format("version 2 images cannot have the features of this one "
                                      "(incompatible features {:#x})",
@@ -167,6 +168,10 @@ Task<void> Qcow2::upgrade() {
 Task<void> Qcow2::downgrade() {
   const SnapshotTable table =
       co_await SnapshotTable::read(*file_, header_, SnapshotTable::Mode::strict);
+  const bool other_codec = header_.compression != Codec::deflate;
+  if (other_codec) {
+    co_await require_no_entries(header_.l1_entries, header_.l1_offset, {.compressed = true});
+  }
   for (const Snapshot& snapshot : table.snapshots) {
     if (snapshot.virtual_size != header_.virtual_size) {
       throw Error(ENOTSUP, fmt::format("snapshot '{}' has a disk of another size, which version 2 "
@@ -174,7 +179,8 @@ Task<void> Qcow2::downgrade() {
                                        snapshot.name));
     }
     snapshot.check_l1(header_);
-    co_await require_no_zero_entries(snapshot.l1_entries, snapshot.l1_offset)
+    const Forbidden forbidden{.zero = true, .compressed = other_codec};
+    co_await require_no_entries(snapshot.l1_entries, snapshot.l1_offset, forbidden)
         .context(fmt::format("snapshot '{}'", snapshot.name));
   }
   co_await drop_l1_entries(divide_up(header_.virtual_size, header_.l2_coverage()));
@@ -182,6 +188,8 @@ Task<void> Qcow2::downgrade() {
   co_await begin_operation();
   Header header = header_;
   header.version = 2;
+  header.incompatible_features &= ~incompatible::compression_type;
+  header.compression = Codec::deflate;
   header.compatible_features = 0;
   header.autoclear_features = 0;
   header.unknown_fields.clear();
@@ -190,7 +198,8 @@ Task<void> Qcow2::downgrade() {
 }
 
 // The tables of snapshots are not to be changed.
-Task<void> Qcow2::require_no_zero_entries(std::uint64_t l1_entries, HostOffset l1_offset) {
+Task<void> Qcow2::require_no_entries(std::uint64_t l1_entries, HostOffset l1_offset,
+                                     Forbidden forbidden) {
   Buffer l1(l1_entries * 8);
   co_await read_zero_extended(*file_, l1_offset, l1.span());
   Buffer table(geometry_.cluster_size);
@@ -200,7 +209,13 @@ Task<void> Qcow2::require_no_zero_entries(std::uint64_t l1_entries, HostOffset l
     co_await read_zero_extended(*file_, offset, table.span());
     for (std::size_t at = 0; at < table.size(); at += 8) {
       const auto word = load_be<std::uint64_t>(table.data() + at);
-      if ((word & entry_compressed) == 0 && (word & entry_zero) != 0) {
+      const bool compressed = (word & entry_compressed) != 0;
+      if (forbidden.compressed && compressed) {
+        throw Error(ENOTSUP,
+                    "it has compressed clusters of a type that version 2 images cannot "
+                    "have (they know zlib alone)");
+      }
+      if (forbidden.zero && !compressed && (word & entry_zero) != 0) {
         throw Error(ENOTSUP, "it has zero clusters, which version 2 images cannot have");
       }
     }

@@ -270,7 +270,12 @@ class Qcow2 : public Driver,
   void check_amendment(const Amendment& wanted) const;
   Task<void> upgrade();
   Task<void> downgrade();
-  Task<void> require_no_zero_entries(std::uint64_t l1_entries, HostOffset l1_offset);
+  struct Forbidden {
+    bool zero = false;
+    bool compressed = false;
+  };
+  Task<void> require_no_entries(std::uint64_t l1_entries, HostOffset l1_offset,
+                                Forbidden forbidden);
   Task<void> expand_zero_entries();
   Task<void> expand_stretch(std::uint64_t first, std::uint64_t count);
   Task<void> change_refcount_width(std::uint32_t order);
