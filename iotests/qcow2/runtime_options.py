@@ -88,7 +88,54 @@ def unused_tables_are_dropped_after_the_interval(t, interval):
     t.equal("read failed" in done.output, interval == 1, "whether the table was loaded again")
 
 
-@cases(options=["cache-size=1M,l2-cache-size=2M", "l2-cache-entry-size=1000", "l2-cache-entry-size=128k",
+def loads_a_table(t, option, before, request):
+    """Whether a read, after the commands `before`, makes the image load a table."""
+    opts = f"driver=qcow2,{option},file.driver=blkdebug,file.image.filename=a.qcow2"
+    done = t.vise_io("-r", "--image-opts", opts, code=None, commands=[
+        *before, "break l2_load A", f"aio_read {request}", "sleep 100", "resume A", "aio_flush"])
+    t.check("Pattern verification failed" not in done.stdout and "read " in done.stdout, done)
+    return "Suspended request 'A'" in done.stdout
+
+
+# 160 L2 tables of 512 bytes are read, then the first one again.
+@cases(options=[("l2-cache-size=64k", True), ("l2-cache-size=96k", False), ("cache-size=64k", True),
+                ("cache-size=128k", False), ("cache-size=128k,refcount-cache-size=64k", True),
+                ("l2-cache-size=64k,cache-size=10M", True), ("cache-clean-interval=0", False)])
+def the_cache_of_l2_tables_has_its_size(t, options):
+    t.vise_img("create", "-q", "-f", "qcow2", "-o", "cluster_size=512", "a.qcow2", "8M")
+    t.vise_io("-f", "qcow2", "a.qcow2", commands=["write -q -P 1 0 8M"])
+    tables = [f"read -q -P 1 {i * 32}k 512" for i in range(160)]
+    found = loads_a_table(t, options[0], tables, "-P 1 0 512")
+    t.equal(found, options[1], "whether the first table was loaded again")
+
+
+@cases(options=[("l2-cache-entry-size=512", True), ("l2-cache-entry-size=4k", True),
+                ("l2-cache-entry-size=8k", False), ("l2-cache-entry-size=64k", False)])
+def a_table_is_loaded_in_parts_of_the_entry_size(t, options):
+    make(t)  # entries 0 to 63 of a table of 64 KiB
+    t.vise_img("resize", "-q", "a.qcow2", "512M")
+    t.vise_io("-f", "qcow2", "a.qcow2", commands=["write -q -P 2 48M 64k"])  # entry 768, at byte 6144
+    found = loads_a_table(t, options[0], ["read -q -P 1 0 64k"], "-P 2 48M 64k")
+    t.equal(found, options[1], "whether another part was loaded")
+
+
+@case
+def bad_sizes_of_caches_are_refused_with_the_range(t):
+    make(t)
+    for options, text in [
+            ("cache-size=1M,l2-cache-size=2M", "l2-cache-size is 2097152, but may be 0 to cache-size, 1048576"),
+            ("cache-size=1M,refcount-cache-size=2M",
+             "refcount-cache-size is 2097152, but may be 0 to cache-size, 1048576"),
+            ("cache-size=1M,l2-cache-size=1k,refcount-cache-size=1k", "cannot be given together"),
+            ("l2-cache-entry-size=256", "is 256, but must be a power of two from 512 to the cluster size, 65536"),
+            ("l2-cache-entry-size=0", "from 512 to the cluster size, 65536"),
+            ("l2-cache-size=-1", "l2-cache-size.*0 to 9223372036854775807")]:
+        for run in (t.vise_io, t.qemu_io):
+            done = run("--image-opts", opened(options), commands=["read 0 512"], code=1)
+            t.check(run is not t.vise_io or re.search(text, done.stderr), done)
+
+
+@cases(options=["l2-cache-entry-size=1000", "l2-cache-entry-size=128k",
                 "cache-clean-interval=4294967296", "cache-clean-interval=-1", "pass-discard-other=perhaps"])
 def bad_values_are_refused_by_name(t, options):
     make(t)

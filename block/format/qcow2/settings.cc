@@ -82,14 +82,23 @@ Settings read_settings(OpenContext& context, const Header& header) {
   const auto total = options.cache_size;
   const auto l2 = options.l2_cache_size;
   const auto counts = options.refcount_cache_size;
-  if (total && ((l2 && *l2 > *total) || (counts && *counts > *total) ||
-                (l2 && counts && *l2 + *counts > *total))) {
-    throw Error(EINVAL, "l2-cache-size and refcount-cache-size may not exceed cache-size");
+  if (total && l2 && counts) {
+    throw Error(EINVAL,
+                "cache-size, l2-cache-size and refcount-cache-size cannot be given together: "
+                "two of them say what the third is");
   }
+  const auto check_part = [&](std::string_view name, const std::optional<std::uint64_t>& part) {
+    if (!total || !part || *part <= *total) return;
+    throw Error(EINVAL,
+                fmt::format("{} is {}, but may be 0 to cache-size, {}", name, *part, *total));
+  };
+  check_part("l2-cache-size", l2);
+  check_part("refcount-cache-size", counts);
   Settings settings;
   if (counts) settings.refcount_cache_size = *counts;
   if (l2) {
     settings.l2_cache_size = *l2;
+    if (total) settings.refcount_cache_size = *total - *l2;
   } else if (total) {
     if (!counts) settings.refcount_cache_size = std::min(settings.refcount_cache_size, *total / 4);
     settings.l2_cache_size = *total - settings.refcount_cache_size;
