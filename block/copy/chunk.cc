@@ -259,7 +259,7 @@ Task<void> Chunk::write_part(GuestRange range, ConstIoVec data, WriteFlags flags
 
 Task<void> Chunk::write_zeroes(GuestRange range) {
   if (options_.zeroes != ChunkOptions::Zeroes::as_data) {
-    const ZeroFlags flags{.may_unmap = true, .fua = options_.fua};
+    const ZeroFlags flags{.may_unmap = options_.may_unmap, .fua = options_.fua};
     co_await target_.write_zeroes(range, flags);
     co_return;
   }

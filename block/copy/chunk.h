@@ -32,6 +32,7 @@ struct ChunkOptions {
     as_data      // written as data: with `unchanged` the only way
   };
   Zeroes zeroes = Zeroes::where_seen;
+  bool may_unmap = true;  // what becomes zeros may lose its space in the target
 };
 
 /// Its errors are CopyErrors. Lives until its writes are done; so do source, target and options.

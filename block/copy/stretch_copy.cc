@@ -82,6 +82,7 @@ class ChainPieces final : public PieceSource {
 
 ChunkOptions chunk_options(const Child& target, StretchOptions options) {
   ChunkOptions result;
+  result.may_unmap = options.may_unmap;
   result.compressed = options.compressed && target.limits().can_compress;
   result.may_be_normal = true;
   result.unchanged = options.unchanged;

@@ -21,6 +21,7 @@ struct StretchOptions {
   /// What to do where the source reads as zeros. With `unchanged`, which needs write_unchanged
   /// alone, they are written as data, which compressing targets turn back.
   enum class Zeroes { written, skipped } zeroes = Zeroes::written;
+  bool may_unmap = true;  // what becomes zeros may lose its space in the target
 };
 
 /// Copies what `source` has of `range`, which may lie past its end, to the same place of `target`.

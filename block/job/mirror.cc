@@ -56,6 +56,7 @@ class MirrorJob final : public CopyJob {
     nodes_ = {device_.get(), &image_of(*device_), target_node_.get(), &image_of(*target_node_)};
     if (replaced_) nodes_.push_back(replaced_.get());
     const Limits limits = target_node_->driver().limits();
+    options_.may_unmap = settings.may_unmap;
     options_.encoded = limits.can_compress && target_node_->type().name == "compress";
   }
 

@@ -20,6 +20,7 @@ struct MirrorSettings {
   qapi::MirrorCopyMode copy_mode = qapi::MirrorCopyMode::background;
   Node* replaces = nullptr;                  // whose place the target takes; null: the device
   std::optional<std::uint64_t> granularity;  // bytes, a power of two
+  bool may_unmap = true;                     // what becomes zeros may lose its space
   std::uint64_t buffer_size = 0;             // bytes on their way at most; 0: no bound of its own
   std::optional<std::string> filter_node_name;
 };

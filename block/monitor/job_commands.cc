@@ -229,6 +229,7 @@ Task<void> blockdev_mirror(Services& services, qapi::BlockdevMirrorArguments arg
   settings.sync = arguments.sync;
   settings.copy_mode = arguments.copy_mode.value_or(qapi::MirrorCopyMode::background);
   if (arguments.granularity) settings.granularity = *arguments.granularity;
+  settings.may_unmap = arguments.unmap.value_or(true);
   if (arguments.replaces) settings.replaces = &get_node(services, *arguments.replaces);
   if (arguments.buf_size.value_or(0) < 0) {
     throw Error(EINVAL, fmt::format("Invalid parameter 'buf-size': expected is a value from 0 to "

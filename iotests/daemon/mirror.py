@@ -159,6 +159,29 @@ def so_many_bytes_are_copied_at_least(t, granularity):
     t.equal(t.read("copy.raw")[2 * MIB:2 * MIB + 512], bytes([9]) * 512)
 
 
+@cases(unmap=[None, True, False])
+def zeros_keep_their_space_in_the_target_if_they_must(t, unmap):
+    t.write("disk.raw", bytes([1]) * MIB + bytes(MIB) + bytes([2]) * (SIZE - 2 * MIB))
+    t.vise_img("convert", "-O", "qcow2", "disk.raw", "disk.qcow2")
+    t.vise_img("create", "-f", "qcow2", "copy.qcow2", str(SIZE))
+    t.vise_io("-f", "qcow2", "copy.qcow2", commands=["write -q -P 9 0 8M"])
+    daemon = Daemon(t)
+    qmp = daemon.qmp
+    qmp.execute("blockdev-add", qcow2("disk"))
+    qmp.execute("blockdev-add", qcow2("copy"))
+    more = {} if unmap is None else {"unmap": unmap}
+    qmp.execute("blockdev-mirror", job_id="j", device="disk", target="copy", sync="full", **more)
+    qmp.wait_event("BLOCK_JOB_READY", device="j")
+    qmp.execute("job-complete", id="j")
+    qmp.wait_job("j")
+    daemon.quit()
+    t.reads_as("copy.qcow2", "disk.raw")
+    t.sound("copy.qcow2")
+    zeros = [entry for entry in t.qemu_img("map", "--output=json", "copy.qcow2").json
+             if entry["start"] == MIB]
+    t.equal([(entry["zero"], "offset" in entry) for entry in zeros], [(True, unmap is False)])
+
+
 @case
 def a_mirror_starts_to_hold_writes_back(t):
     t.write("disk.raw", bytes([1]) * SIZE)
