@@ -189,7 +189,7 @@ def accelerator():
 
 
 class Emulator(Process):
-    """A guest that has booted, with the disks of these -drive options (whole, or without if=) as /dev/vda, /dev/vdb, …"""
+    """A guest that has booted. Its disks /dev/vda, /dev/vdb, …: -drive options, whole or without if=."""
 
     def __init__(self, t, *drives):
         self.t = t
