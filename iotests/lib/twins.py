@@ -94,6 +94,10 @@ class Twins:
             t.check("mismatch" not in found.stdout, f"sizes\n{found}")
             for twin in TWINS:
                 run_img("check", "-f", "qcow2", f"{twin}/disk.qcow2")
+        if "data_file_raw" in self.shape.options:
+            for twin in TWINS:
+                t.vise_img("compare", "-f", "raw", "-F", "qcow2", f"{twin}/disk.qcow2.data",
+                           f"{twin}/disk.qcow2")
         infos = [_comparable(t.vise_img("info", "--output=json", "a/disk.qcow2").json),
                  _comparable(t.qemu_img("info", "--output=json", "b/disk.qcow2").json)]
         t.equal(*infos, "info")
@@ -138,6 +142,8 @@ def _by_command(stdout):
 
 def _comparable(info):
     data = info.get("format-specific", {}).get("data", {})
+    if "data-file" in data:
+        data["data-file"] = data["data-file"].rpartition("/")[2]
     bitmaps = [(b["name"], b["granularity"], sorted(b["flags"])) for b in data.get("bitmaps", [])]
     return {
         "virtual-size": info["virtual-size"],

@@ -26,6 +26,7 @@ class Shape:
         self.options = {"cluster_size": str(self.cluster)}
         self.v2 = r.random() < 0.15
         self.subclusters = False
+        self.data_file = False
         self.refcount_bits = 16
         if self.v2:
             self.options["compat"] = "0.10"
@@ -45,6 +46,13 @@ class Shape:
         self.options["refcount_bits"] = str(self.refcount_bits)
         if r.random() < 0.3:
             self.options["lazy_refcounts"] = "on"
+        # Draws of its own, so that seeds from before data files give the same images, mostly.
+        files = random.Random(self.seed + 2)
+        if files.random() < 0.25:
+            self.data_file = True
+            self.options["data_file"] = "DISK.data"
+            if files.random() < 0.4:
+                self.options["data_file_raw"] = "on"
         if self.cluster >= 16384 and r.random() < 0.3:
             self.subclusters = True
             self.options["extended_l2"] = "on"
@@ -131,6 +139,8 @@ class Generator:
         return self.same(f"write -q {flags}{self.data()} {offset} {length}", offset, length)
 
     def compressed(self):
+        if self.shape.data_file:
+            return self.write()
         offset, length = self.any_range(self.cluster, most=5)
         if length % self.cluster and offset + length != self.size:
             return self.write()
@@ -219,6 +229,8 @@ class Generator:
             ["--image-opts", "driver=compress,mode=" + r.choice(["new-writes", "all-writes"]) + "," + nested],
             ["--image-opts", "driver=compress,mode=all-writes,write-buffer-size=0," + nested],
             ["--image-opts", "driver=copy-on-read," + nested]]
+        if self.shape.data_file:
+            choices = choices[:7] + choices[-1:]  # nothing is compressed there
         return r.choice(choices[:5] if self.bitmaps else choices)  # filters may write more than they must
 
     # ---- vise-img and qemu-img
@@ -228,6 +240,8 @@ class Generator:
                 "may_refuse": may_refuse, "then": then}
 
     def take_snapshot(self):
+        if self.shape.data_file:
+            return self.resize()
         self.made += 1
         name, size = f"s{self.made}", self.size
         # How often a compressed cluster's host cluster is used depends on the writer.
@@ -278,6 +292,8 @@ class Generator:
         if self.bitmaps:
             return self.bitmap()  # what is taken over from the old backing file need not be the same
         name = self.random.choice(["base.raw", "base.qcow2", "other.raw", "mid.qcow2", ""])
+        if "data_file_raw" in self.shape.options:
+            name = ""
         # Without a backing file before, QEMU shows the new one's data in version 2 images.
         unsafe = self.random.random() < 0.2 or (self.v2 and self.backing is None)
         if unsafe:
@@ -308,6 +324,8 @@ class Generator:
 
     def amend(self):
         r = self.random
+        if self.shape.data_file:
+            return self.img("amend", "-f", "qcow2", "-o", f"lazy_refcounts={r.choice(['on', 'off'])}", "DISK")
         option = r.choice(["lazy_refcounts=on", "lazy_refcounts=off", "compat=0.10", "compat=1.1",
                            *[f"refcount_bits={bits}" for bits in [1, 8, 16, 32, 64]]])
         key, value = option.split("=")
