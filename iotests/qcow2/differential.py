@@ -384,9 +384,12 @@ class Run:
             twins.run(self.operations[-1])
 
     def hide_what_was_cut_off(self, generator):
-        """QEMU keeps the bytes of the last cluster that shrinking cut off, and shows them again."""
+        """QEMU keeps the bytes of the last cluster that shrinking cut off, and shows them again; with
+        falloc also what its file still held behind the last cluster in use."""
         start = generator.grown_from
         end = min(-(-start // generator.cluster) * generator.cluster, generator.size)
+        if "falloc" in self.operations[-1]["words"]:
+            end = generator.size
         command = f"write -q -z {start} {end - start}" if end > start else "flush"
         ours = command if generator.bitmaps else "flush"  # bitmaps would tell the difference
         return {"kind": "io", "roles": self.operations[-1]["roles"], "commands": [(ours, command)],
