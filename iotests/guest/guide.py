@@ -2,10 +2,12 @@
 import os
 import re
 import signal
+import subprocess
+import time
 from pathlib import Path
 
 from emulator import Emulator
-from vise_iotest import MIB, case, main
+from vise_iotest import KIB, MIB, case, main
 
 GUIDE = Path(__file__).resolve().parents[2] / "docs/guide.md"
 
@@ -106,10 +108,7 @@ def a_guest_finds_the_disk_where_the_guide_says(t):
     t.env["PATH"] = f"{t.tools}:{t.env['PATH']}"
     commands = [text for kind, name, text in blocks() if kind == "sh" and not name]
     drive = next(re.search(r"-drive (\S+)", text)[1] for text in commands if "qemu-system" in text)
-    for kind, name, text in blocks():
-        if name in ("start", "stop", "qmp.py"):
-            t.write(name, text.encode())
-            t.path(name).chmod(0o755)
+    scripts(t, "start", "stop", "qmp.py")
     t.vise_img("create", "-f", "qcow2", "disk.qcow2", "512M")
     try:
         t.run("./start", "disk.qcow2")
@@ -122,6 +121,71 @@ def a_guest_finds_the_disk_where_the_guide_says(t):
         end_daemon(t)
     t.check(t.allocated("disk.qcow2") < 4 * MIB, "the guest's trimming gives space back")
     t.sound("disk.qcow2")
+
+
+def scripts(t, *names):
+    for kind, name, text in blocks():
+        if name in names:
+            t.write(name, text.encode())
+            t.path(name).chmod(0o755)
+
+
+def change(t, script, old, new):
+    text = t.read(script).decode()
+    t.check(old in text, f"{old} in {script}")
+    t.write(script, text.replace(old, new).encode())
+
+
+def interrupt_while_it_copies(t, name):
+    """Ctrl-C for ./backup NAME, once its job has begun to write."""
+    target = t.path(f"backups/{name}.qcow2")
+    process = subprocess.Popen(["./backup", name], cwd=t.dir, env=t.env, stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 60
+    while not target.exists() or target.stat().st_size < 512 * KIB:
+        t.check(process.poll() is None and time.monotonic() < until, f"{name} is being written")
+    process.send_signal(signal.SIGINT)
+    t.check(process.wait(60) != 0, "exit status of an interrupted backup")
+
+
+@case
+def no_change_is_missing_after_a_backup_that_failed_or_was_interrupted(t):
+    t.env["PATH"] = f"{t.tools}:{t.env['PATH']}"
+    scripts(t, "start", "stop", "qmp.py", "backup")
+    uri = "nbd+unix:///disk?socket=nbd.sock"
+    newest = t.path("backups/newest")
+    t.vise_img("create", "-f", "qcow2", "disk.qcow2", "64M")
+    t.write("noise", os.urandom(4 * MIB))
+    try:
+        t.run("./start", "disk.qcow2")
+        t.run("./backup", "one")
+        t.qemu_io("-f", "raw", uri, commands=["write -P 1 0 64k", "write -s noise 8M 4M"])
+        good = t.read("backup").decode()
+
+        change(t, "backup", 'driver="qcow2"', 'driver="nonesuch"')
+        t.run("./backup", "two", code=1)
+        t.equal(os.readlink(newest), "one.qcow2", "the newest backup after one that could not begin")
+        t.write("backup", good.encode())
+
+        change(t, "backup", '"compress": True', '"compress": True, "speed": 65536')
+        interrupt_while_it_copies(t, "three")
+        t.check(not newest.exists(), "nobody knows which backup is the newest")
+        refused = t.run("./backup", "four", code=1)
+        t.check("still running" in refused.stderr, refused)
+        t.run("./qmp.py", "block-job-set-speed", '{"device": "backup", "speed": 0}')
+        t.write("backup", good.encode())
+        while "backup" in t.run("./qmp.py", "query-jobs").stdout:
+            pass
+        t.run("./backup", "five")
+        t.qemu_io("-f", "raw", uri, commands=["write -P 2 64k 64k"])
+        t.run("./backup", "six")
+        t.run("./stop")
+    finally:
+        end_daemon(t)
+    t.equal(sorted(path.name for path in t.path("backups").iterdir()),
+            ["five.qcow2", "newest", "one.qcow2", "six.qcow2"], "backups")
+    info = t.qemu_img("info", "--output=json", "backups/six.qcow2").json
+    t.equal(info["backing-filename"], "five.qcow2", "increments go on")
+    t.qemu_img("compare", "backups/six.qcow2", "disk.qcow2")
 
 
 main()
