@@ -1,5 +1,6 @@
 # groups: rw auto
 """Backing chains: reading through them, writing into the top only, short and long chains."""
+from qmp import Daemon
 from vise_iotest import *
 
 
@@ -127,6 +128,32 @@ def convert_with_a_backing_file_stores_the_difference(t):
     t.vise_img("compare", "top.qcow2", "small.qcow2")
     found = t.vise_img("check", "--output=json", "small.qcow2").json
     t.equal(found.get("allocated-clusters"), 1, "clusters stored")
+
+
+@cases(compat=["0.10", "1.1"], way=["write -c -P 0 0 64k", "write -z 0 64k", "write -z -u 0 64k", "compress",
+                                    "backup"])
+def zeros_stay_when_only_the_header_names_the_backing_image(t, compat, way):
+    t.vise_img("create", "-f", "qcow2", "base.qcow2", "1M")
+    t.vise_io("base.qcow2", commands=["write -P 7 0 1M"])
+    t.vise_img("create", "-f", "qcow2", "-o", f"compat={compat}", "-b", "base.qcow2", "-F", "qcow2", "a.qcow2")
+    alone = "driver=qcow2,backing=,file.filename=a.qcow2"
+    if way == "compress":
+        t.qemu_io("a.qcow2", commands=["write -P 0 0 64k"])
+        t.vise_img("compress", "--image-opts", alone)
+    elif way == "backup":
+        t.vise_img("convert", "-O", "qcow2", "base.qcow2", "disk.qcow2")
+        t.vise_io("disk.qcow2", commands=["write -P 0 0 64k"])
+        daemon = Daemon(t)
+        for name, more in [("disk", {}), ("a", {"backing": None})]:
+            daemon.execute("blockdev-add", {"driver": "qcow2", "node-name": name, **more,
+                                            "file": {"driver": "file", "filename": f"{name}.qcow2"}})
+        daemon.execute("blockdev-backup", job_id="j", device="disk", target="a", sync="full", compress=True)
+        t.equal(daemon.qmp.wait_job("j")["event"], "BLOCK_JOB_COMPLETED")
+        daemon.quit()
+    else:
+        t.vise_io("--image-opts", alone, commands=[way])
+    t.qemu_io("a.qcow2", commands=["read -P 0 0 64k", "read -P 7 64k 64k"])
+    t.sound("a.qcow2")
 
 
 main()

@@ -87,7 +87,9 @@ Task<std::uint64_t> Qcow2::compress_range(GuestRange range, int level) {
     const IoVec part(data.data() + start, std::min(i * cluster_size, range.length) - start);
     co_await read_range(range.start + start, part);
   }
-  CompressJob job(geometry_, header_.compression, level, geometry_.zero_flag || !backing_,
+  // In version 2 a backing image shows where there is no cluster, be it open now or only named.
+  const bool alone = !backing_ && header_.backing_name.empty();
+  CompressJob job(geometry_, header_.compression, level, geometry_.zero_flag || alone,
                   ConstIoVec(data.span()));
   std::uint64_t compressed = 0;
   const std::function<void(std::size_t)> compress = [&](std::size_t i) {

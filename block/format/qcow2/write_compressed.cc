@@ -23,7 +23,9 @@ Task<void> Qcow2::write_compressed(GuestOffset offset, ConstIoVec data, int leve
   }
   const std::uint64_t first = geometry_.cluster_of(offset);
   TicketQueue::Ticket ticket = tickets_.take();
-  CompressJob job(geometry_, header_.compression, level, geometry_.zero_flag || !backing_, data);
+  // In version 2 a backing image shows where there is no cluster, be it open now or only named.
+  const bool alone = !backing_ && header_.backing_name.empty();
+  CompressJob job(geometry_, header_.compression, level, geometry_.zero_flag || alone, data);
   RangeLocks::Guard lock = locks_.enqueue(first, first + job.clusters.size() - 1);
   co_await lock.held();
   ticket.set_appending(true);
@@ -95,8 +97,10 @@ Task<void> Qcow2::place(std::uint64_t first, std::span<StoredCluster> clusters,
     StoredCluster& cluster = clusters[i];
     if (cluster.kind == StoredCluster::Kind::unchanged) continue;
     if (cluster.kind == StoredCluster::Kind::zero) {
-      // Already zeros: nothing there and nothing below, or said so.
-      const bool below = backing_ && geometry_.guest_offset(first + i).bytes() < backing_->size();
+      // Already zeros: nothing there and nothing below, or said so. How long a backing image is
+      // that is not open, nobody knows.
+      const bool below = backing_ ? geometry_.guest_offset(first + i).bytes() < backing_->size()
+                                  : !header_.backing_name.empty();
       if (old[i].is_zero(geometry_) || (old[i].is_unallocated() && !old[i].has_host && !below)) {
         cluster.kind = StoredCluster::Kind::unchanged;
         continue;

@@ -119,8 +119,10 @@ Task<void> Qcow2::zero_data_file(std::uint64_t first, std::uint64_t count, Clear
 }
 
 Task<void> Qcow2::write_zeroes(GuestRange range, ZeroFlags flags) {
-  // Version 2 has no way to say "zeros" above a backing image.
-  if (!geometry_.zero_flag && backing_) throw Error(ENOTSUP, "version 2 images have no zero flag");
+  // Version 2 has no way to say "zeros" above a backing image, be it open now or only named.
+  if (!geometry_.zero_flag && (backing_ || !header_.backing_name.empty())) {
+    throw Error(ENOTSUP, "version 2 images have no zero flag");
+  }
   Clearing clearing = Clearing::zero;
   if (flags.may_unmap) {
     clearing = settings_.discard_no_unref ? Clearing::zero_keep : Clearing::zero_unmap;
