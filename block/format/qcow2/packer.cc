@@ -5,8 +5,6 @@
 #include <cstring>
 #include <utility>
 
-#include "vise/event_loop.h"
-
 namespace vise::qcow2 {
 
 void Packer::append(Stream stream, HostOffset at, std::span<const std::byte> data,
@@ -32,18 +30,6 @@ void Packer::send() {
   for (std::shared_ptr<Chunk>& chunk : open_) {
     if (chunk) send(chunk);
   }
-}
-
-void Packer::send_soon(std::function<bool()> still) {
-  if (sends_soon_) return;
-  sends_soon_ = true;
-  writes_.spawn(send_later(std::move(still)));
-}
-
-Task<void> Packer::send_later(std::function<bool()> still) {
-  co_await EventLoop::current().yield();
-  sends_soon_ = false;
-  if (still()) send();
 }
 
 void Packer::send(std::shared_ptr<Chunk>& chunk) {

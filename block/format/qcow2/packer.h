@@ -2,7 +2,6 @@
 #pragma once
 
 #include <exception>
-#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
@@ -37,12 +36,8 @@ class Packer {
   /// Copies `data`, which is to lie at `at`, and adds the chunks it went to to `receipt`.
   void append(Stream stream, HostOffset at, std::span<const std::byte> data, Receipt& receipt);
 
-  bool is_gathering() const { return open_[0] != nullptr || open_[1] != nullptr; }
   /// Sends what is gathered on its way: nobody is about to append.
   void send();
-  /// The same in the next round of the loop, if `still` holds then: who is ready to append by then
-  /// gets into the same write.
-  void send_soon(std::function<bool()> still);
 
   /// Completes when all of it is written; throws what a write threw.
   Task<void> written(const Receipt& receipt);
@@ -54,12 +49,10 @@ class Packer {
 
  private:
   void send(std::shared_ptr<Chunk>& chunk);
-  Task<void> send_later(std::function<bool()> still);
   Task<void> write(std::shared_ptr<Chunk> chunk);
 
   Child& file_;
   std::shared_ptr<Chunk> open_[2];  // by Stream
-  bool sends_soon_ = false;
   TaskScope writes_;
 };
 

@@ -94,8 +94,7 @@ Qcow2::Qcow2(Node& node, Header header, const Settings& settings, std::unique_pt
   };
   guard_.refuse = [this](Metadata kind, HostRange range) { return refuse_write(kind, range); };
   tickets_.on_change = [this] {
-    const auto nobody = [this] { return !tickets_.next_is_appending(); };
-    if (nobody() && packer_.is_gathering()) packer_.send_soon(nobody);
+    if (!tickets_.next_is_appending()) packer_.send();
   };
 }
 
