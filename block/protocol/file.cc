@@ -52,7 +52,6 @@ Task<void> FileDriver::write(GuestOffset offset, ConstIoVec data, WriteFlags) {
     GuestRange range;
     bool failed = true;
     ~Finish() {
-      driver.extents_.data_written(range);
       if (failed) {
         driver.update_size();
       } else {

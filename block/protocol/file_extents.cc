@@ -29,7 +29,7 @@ FileExtents::Stretch ask(int fd, std::uint64_t offset, std::uint64_t size) {
 
 }  // namespace
 
-// Is it in the last answer, or in one before?
+// Is it in the data of the last answer, or of one before?
 bool FileExtents::knows(std::uint64_t offset) {
   const auto holds = [&](const Stretch& stretch) {
     return offset >= stretch.start && offset - stretch.start < stretch.length;
@@ -56,24 +56,13 @@ FileExtents::Stretch FileExtents::find(int fd, std::uint64_t offset, std::uint64
   const auto now = std::chrono::steady_clock::now();
   if (!known_.empty() && now - since_ > keep) forget();
   if (!knows(offset)) {
+    const Stretch found = ask(fd, offset, size);
+    if (!found.data) return found;
     if (known_.empty()) since_ = now;
-    remember(ask(fd, offset, size));
+    remember(found);
   }
   const std::uint64_t end = std::min(last_.start + last_.length, size);
-  return {last_.data, offset, end - offset};
-}
-
-void FileExtents::data_written(GuestRange range) {
-  if (range.empty() || known_.empty()) return;
-  const std::uint64_t start = range.start.bytes();
-  auto at = known_.upper_bound(start);
-  if (at != known_.begin()) --at;
-  while (at != known_.end() && at->first < range.end().bytes()) {
-    const Stretch& stretch = at->second;
-    const bool filled = !stretch.data && stretch.start + stretch.length > start;
-    at = filled ? known_.erase(at) : std::next(at);
-  }
-  if (!last_.data) last_ = {};
+  return {true, offset, end - offset};
 }
 
 void FileExtents::forget() {

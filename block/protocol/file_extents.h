@@ -9,9 +9,10 @@
 
 namespace vise {
 
-/// Asks the file system (SEEK_DATA, SEEK_HOLE) and remembers the answers for a second: who walks an
-/// image meets the extents of its file in any order, and each of them several times. The second is
-/// for files that another process writes to.
+/// Asks the file system (SEEK_DATA, SEEK_HOLE) and remembers for a second where data is: who walks
+/// an image meets the extents of its file in any order, and each of them several times. Holes are
+/// asked for anew each time: another process may have written there since, and what it wrote must
+/// not be taken for zeros.
 class FileExtents {
  public:
   struct Stretch {
@@ -24,8 +25,7 @@ class FileExtents {
   /// system that cannot tell has data everywhere.
   Stretch find(int fd, std::uint64_t offset, std::uint64_t size);
 
-  /// To be called after everything that may have changed the allocation of `range`.
-  void data_written(GuestRange range);
+  /// To be called after everything that may have made holes.
   void forget();
 
  private:

@@ -211,6 +211,20 @@ TEST_P(FileTest, MapSeesWhatWasWrittenAndPunchedSinceTheLastAnswer) {
   run(driver->close());
 }
 
+TEST_P(FileTest, MapSeesWhatSomebodyElseWroteIntoAHole) {
+  file_.set_size(1 << 20);
+  const auto driver = open();
+  EXPECT_EQ(map(*driver, 0, 1 << 20).kind, Extent::Kind::zero);
+  {
+    std::fstream other(file_.path(), std::ios::in | std::ios::out | std::ios::binary);
+    other.seekp(64 * kib);
+    other << std::string(64 * kib, 'd');
+  }
+  EXPECT_EQ(map(*driver, 0, 1 << 20).length, 64 * kib);
+  EXPECT_EQ(map(*driver, 100 * kib, 1 << 19).kind, Extent::Kind::data);
+  run(driver->close());
+}
+
 TEST_P(FileTest, ZeroingKeepsTheSpaceUnlessItMayBeGivenBack) {
   const auto size = 256 * kib;
   file_.set_content(std::string(size, 'd'));
