@@ -54,11 +54,18 @@ Task<Value> blockdev_add(Services& services, Value arguments) {
   co_return Value(Value::Dict());
 }
 
-// The filters of jobs stand in no table.
-void require_reopenable(Services& services, const Node& node) {
+// Whatever `options` change: the node, and those below it that they describe in place.
+void require_reopenable(Services& services, const Node& node, const Value::Dict& options) {
   services.jobs().require_idle(node);
+  // The filters of jobs stand in no table.
   if (services.context().drivers().find(node.type().name) != &node.type()) {
     throw Error(EBUSY, fmt::format("Node '{}' belongs to a job", node.name()));
+  }
+  for (const Child* child : node.children()) {
+    const Value* const nested = options.find(child->name());
+    if (nested != nullptr && nested->is_dict()) {
+      require_reopenable(services, child->node(), nested->as_dict());
+    }
   }
 }
 
@@ -85,7 +92,7 @@ Task<Value> blockdev_reopen(Services& services, Value arguments) {
     const Value* const name = options.find("node-name");
     if (name == nullptr) throw Error(EINVAL, "node-name not specified");
     Node& node = get_node(services, name->as_string());
-    require_reopenable(services, node);
+    require_reopenable(services, node, options);
     NodeChange change{.node = node.shared_from_this(), .options = options, .option_path = path};
     changes.push_back(std::move(change));
   }

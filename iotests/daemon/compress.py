@@ -226,4 +226,23 @@ def what_cannot_be_is_refused(t):
     t.sound("disk.qcow2")
 
 
+@case
+def nor_is_it_reopened_from_above(t):
+    make(t)
+    t.vise_img("create", "-f", "qcow2", "-b", "disk.qcow2", "-F", "qcow2", "over.qcow2")
+    daemon = Daemon(t)
+    qmp = daemon.qmp
+    over = {**qcow2("over"), "backing": qcow2("disk")}
+    qmp.execute("blockdev-add", over)
+    qmp.execute("blockdev-compress", job_id="j", device="disk", speed=1)
+    over["backing"]["l2-cache-entry-size"] = 512
+    t.check("busy" in qmp.fails("blockdev-reopen", {"options": [over]}), "during the job")
+    qmp.execute("job-cancel", id="j")
+    qmp.wait_event("BLOCK_JOB_CANCELLED", device="j")
+    qmp.execute("blockdev-reopen", options=[over])
+    daemon.quit()
+    t.reads_as("disk.qcow2", "disk.raw")
+    t.sound("disk.qcow2")
+
+
 main()

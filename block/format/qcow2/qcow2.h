@@ -5,9 +5,11 @@
 //   read, write, write_compressed, zero, resize, preallocate   the data paths
 //   snapshot, l1_tree, vm_state, rewrite   operations on whole L1 tables and the header
 //   overlap, integrity                 nothing is written over metadata; corrupt images
-//   compress_in_place, compress_snapshots, shared_clusters   what is there, compressed where it
-//   lies move_plan, move_clusters, move_tables   making the file shorter commit the order in which
-//   metadata reaches the disk bitmaps, bitmap_directory, bitmap_data   persistent dirty bitmaps
+//   compress_in_place, compress_snapshots   what is there, compressed where it lies
+//   shared_clusters                    who else refers to a cluster
+//   move_plan, move_clusters, move_tables   making the file shorter
+//   commit                             the order in which metadata reaches the disk
+//   bitmaps, bitmap_directory, bitmap_data   persistent dirty bitmaps
 #pragma once
 
 #include <cstdint>
