@@ -7,6 +7,7 @@ import subprocess
 import threading
 import time
 
+from nbd_server import NbdServer
 from qmp import Daemon, Qmp
 from vise_iotest import case, cases, main
 
@@ -26,6 +27,27 @@ def commands_wait_for_the_negotiation(t):
     t.check("CommandNotFound" in qmp.fails("qmp_capabilities"), "twice")
     t.equal(qmp.execute("query-version"), qmp.greeting["QMP"]["version"])
     daemon.quit()
+
+
+@case
+def commands_wait_until_all_options_have_taken_effect(t):
+    """The monitor comes first, and the server of the image is there late."""
+    t.vise_img("create", "-f", "raw", "disk.raw", "1M")
+    servers = []
+
+    def serve_late():
+        time.sleep(0.5)
+        servers.append(NbdServer(t, "vise-nbd", "-f", "raw", "disk.raw"))
+
+    late = threading.Thread(target=serve_late)
+    late.start()
+    daemon = Daemon(t, "--blockdev", "driver=nbd,node-name=late,open-timeout=20,server.type=unix,"
+                    f"server.path={t.path('s.sock')}")
+    names = [node["node-name"] for node in daemon.execute("query-named-block-nodes")]
+    t.equal(names, ["late"])
+    daemon.quit()
+    late.join()
+    servers[0].stop()
 
 
 @case

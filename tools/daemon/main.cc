@@ -20,6 +20,7 @@
 #include "util/file_descriptor.h"
 #include "vise/error.h"
 #include "vise/objects.h"
+#include "vise/sync.h"
 
 namespace vise::tools {
 namespace {
@@ -124,7 +125,12 @@ Task<bool> apply_all(Daemon& daemon, const Arguments& arguments) {
 
 Task<void> serve(Daemon& daemon, const Arguments& arguments, PidFile& pid_file,
                  Daemonizer& daemonizer) {
-  const bool goes_on = co_await apply_all(daemon, arguments);
+  bool goes_on = false;
+  {
+    // What clients ask of a monitor meanwhile finds what all options have made.
+    AsyncMutex::Guard guard = co_await daemon.services().turn().lock();
+    goes_on = co_await apply_all(daemon, arguments);
+  }
   if (!goes_on) co_return;
   if (arguments.has(daemonize) && daemon.uses_stdio()) {
     throw Error(EINVAL, "cannot use stdio with --daemonize");
