@@ -1,4 +1,4 @@
-// Aligned buffers and the pool they return to.
+// Aligned buffers: large ones from the arena, small ones from lists of each thread.
 #include "vise/buffer.h"
 
 #include <array>
@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "util/buffer_arena.h"
 #include "util/sanitizer.h"
 #include "vise/error.h"
 
@@ -17,38 +18,42 @@ namespace vise {
 namespace {
 
 constexpr std::size_t smallest = 4096;
-constexpr std::size_t largest = 4u << 20;      // bigger buffers are not kept
-constexpr std::size_t keep_bytes = 32u << 20;  // per thread; what a bulk copy has in flight
-constexpr std::size_t classes = std::bit_width(largest / smallest);
+constexpr std::size_t keep_bytes = 1u << 20;  // of small buffers, per thread
+constexpr std::size_t classes = std::bit_width(BufferArena::smallest / smallest) - 1;
 
 // Powers of two, so that a freed buffer fits the next request of about its size. Exact under
 // AddressSanitizer, which then sees the first byte beyond.
 std::size_t capacity_of(std::size_t size) {
   if (under_address_sanitizer) return size;
-  if (size > largest) return (size + Buffer::alignment - 1) & ~(Buffer::alignment - 1);
+  if (size > BufferArena::largest) return (size + Buffer::alignment - 1) & ~(Buffer::alignment - 1);
   return std::bit_ceil(size < smallest ? smallest : size);
 }
 
-// Buffers that live longer than the pool of their thread (in statics) go straight to the heap.
-thread_local constinit bool buffer_pool_closed = false;
+bool is_from_arena(std::size_t capacity) {
+  return !under_address_sanitizer && capacity >= BufferArena::smallest &&
+         capacity <= BufferArena::largest;
+}
 
-struct BufferPool {
+// Buffers that live longer than the pool of their thread (in statics) go straight to the heap.
+thread_local constinit bool small_buffers_closed = false;
+
+struct SmallBuffers {
   std::array<std::vector<std::byte*>, classes> free;
   std::size_t bytes = 0;
-  ~BufferPool() {
-    buffer_pool_closed = true;
+  ~SmallBuffers() {
+    small_buffers_closed = true;
     for (auto& list : free) {
       for (std::byte* data : list) std::free(data);
     }
   }
 };
 
-thread_local BufferPool buffer_pool;  // per thread so that workers need no lock
+thread_local SmallBuffers small_buffers;  // per thread so that workers need no lock
 
 std::size_t class_of(std::size_t capacity) { return std::bit_width(capacity / smallest) - 1; }
 
-bool is_pooled(std::size_t capacity) {
-  return !under_address_sanitizer && capacity <= largest && !buffer_pool_closed;
+bool is_kept(std::size_t capacity) {
+  return !under_address_sanitizer && capacity < BufferArena::smallest && !small_buffers_closed;
 }
 
 }  // namespace
@@ -56,12 +61,17 @@ bool is_pooled(std::size_t capacity) {
 Buffer::Buffer(std::size_t size) : size_(size) {
   if (size == 0) return;
   const std::size_t capacity = capacity_of(size);
-  if (is_pooled(capacity)) {
-    auto& list = buffer_pool.free[class_of(capacity)];
+  if (is_from_arena(capacity)) {
+    data_ = BufferArena::shared().allocate(capacity);
+    if (data_ == nullptr) throw Error::system_error(ENOMEM);
+    return;
+  }
+  if (is_kept(capacity)) {
+    auto& list = small_buffers.free[class_of(capacity)];
     if (!list.empty()) {
       data_ = list.back();
       list.pop_back();
-      buffer_pool.bytes -= capacity;
+      small_buffers.bytes -= capacity;
       return;
     }
   }
@@ -90,9 +100,13 @@ Buffer& Buffer::operator=(Buffer&& other) noexcept {
 Buffer::~Buffer() {
   if (data_ == nullptr) return;
   const std::size_t capacity = capacity_of(size_);
-  if (is_pooled(capacity) && buffer_pool.bytes + capacity <= keep_bytes) {
-    buffer_pool.free[class_of(capacity)].push_back(data_);
-    buffer_pool.bytes += capacity;
+  if (is_from_arena(capacity)) {
+    BufferArena::shared().free(data_, capacity);
+    return;
+  }
+  if (is_kept(capacity) && small_buffers.bytes + capacity <= keep_bytes) {
+    small_buffers.free[class_of(capacity)].push_back(data_);
+    small_buffers.bytes += capacity;
     return;
   }
   std::free(data_);
