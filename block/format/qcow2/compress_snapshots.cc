@@ -230,7 +230,7 @@ Task<bool> Qcow2::place_counted(StoredCluster& cluster, std::uint64_t references
   }
   cluster.host = host;
   cluster.placed = true;
-  packer_.append(Packer::Stream::bytes, host, cluster.bytes, receipt);
+  packer_.append(host, cluster.bytes, receipt);
   co_return true;
 }
 

@@ -204,6 +204,8 @@ class Qcow2 : public Driver,
                    TicketQueue::Ticket& ticket);
   Task<void> place(std::uint64_t first, std::span<StoredCluster> clusters,
                    Packer::Receipt& receipt);
+  Task<void> place(StoredCluster& cluster, Packer::Receipt& receipt);
+  bool reads_as_zeros(std::uint64_t number, const Descriptor& cluster) const;
 
   // compress_in_place.cc
   bool is_uncompressed(const Descriptor& descriptor) const;

@@ -90,40 +90,49 @@ Task<void> Qcow2::store(std::uint64_t first, std::span<StoredCluster> clusters,
   }
 }
 
+// Packed bytes first, whole clusters behind them: between each other they would leave holes, and the
+// packed ones could neither be written nor read together.
 Task<void> Qcow2::place(std::uint64_t first, std::span<StoredCluster> clusters,
                         Packer::Receipt& receipt) {
-  std::vector<Descriptor> old = co_await descriptors(first, clusters.size());
-  for (std::size_t i = 0; i < clusters.size(); ++i) {
-    StoredCluster& cluster = clusters[i];
-    if (cluster.kind == StoredCluster::Kind::unchanged) continue;
-    if (cluster.kind == StoredCluster::Kind::zero) {
-      // Already zeros: nothing there and nothing below, or said so. How long a backing image is
-      // that is not open, nobody knows.
-      const bool below = backing_ ? geometry_.guest_offset(first + i).bytes() < backing_->size()
-                                  : !header_.backing_name.empty();
-      if (old[i].is_zero(geometry_) || (old[i].is_unallocated() && !old[i].has_host && !below)) {
+  const std::vector<Descriptor> old = co_await descriptors(first, clusters.size());
+  for (const bool packed : {true, false}) {
+    for (std::size_t i = 0; i < clusters.size(); ++i) {
+      StoredCluster& cluster = clusters[i];
+      const bool is_packed = cluster.kind == StoredCluster::Kind::compressed;
+      if (is_packed != packed || cluster.kind == StoredCluster::Kind::unchanged) continue;
+      if (cluster.kind == StoredCluster::Kind::zero && reads_as_zeros(first + i, old[i])) {
         cluster.kind = StoredCluster::Kind::unchanged;
         continue;
       }
+      co_await mapping_.make_writable(first + i, 1);
+      if (cluster.kind != StoredCluster::Kind::zero) co_await place(cluster, receipt);
     }
-    co_await mapping_.make_writable(first + i, 1);
-    if (cluster.kind == StoredCluster::Kind::zero) continue;
-    if (cluster.kind == StoredCluster::Kind::compressed) {
-      cluster.host = co_await space_.allocate_bytes(cluster.bytes.size());
-    } else {
-      const HostRange space = co_await space_.allocate_clusters(1);
-      cluster.host = space.start;
-    }
-    if (cluster.host >= cluster.below) {
-      space_.free_unlinked({cluster.host, cluster.bytes.size()});
-      cluster.kind = StoredCluster::Kind::unchanged;
-      continue;
-    }
-    cluster.placed = true;
-    const auto stream = cluster.kind == StoredCluster::Kind::compressed ? Packer::Stream::bytes
-                                                                        : Packer::Stream::clusters;
-    packer_.append(stream, cluster.host, cluster.bytes, receipt);
   }
+}
+
+// Nothing there and nothing below, or said so. How long a backing image is that is not open, nobody
+// knows.
+bool Qcow2::reads_as_zeros(std::uint64_t number, const Descriptor& cluster) const {
+  if (cluster.is_zero(geometry_)) return true;
+  const bool below = backing_ ? geometry_.guest_offset(number).bytes() < backing_->size()
+                              : !header_.backing_name.empty();
+  return cluster.is_unallocated() && !cluster.has_host && !below;
+}
+
+Task<void> Qcow2::place(StoredCluster& cluster, Packer::Receipt& receipt) {
+  if (cluster.kind == StoredCluster::Kind::compressed) {
+    cluster.host = co_await space_.allocate_bytes(cluster.bytes.size());
+  } else {
+    const HostRange space = co_await space_.allocate_clusters(1);
+    cluster.host = space.start;
+  }
+  if (cluster.host >= cluster.below) {
+    space_.free_unlinked({cluster.host, cluster.bytes.size()});
+    cluster.kind = StoredCluster::Kind::unchanged;
+    co_return;
+  }
+  cluster.placed = true;
+  packer_.append(cluster.host, cluster.bytes, receipt);
 }
 
 }  // namespace vise::qcow2

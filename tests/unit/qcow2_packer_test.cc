@@ -1,0 +1,111 @@
+// How what is stored meets in few writes.
+#include "format/qcow2/packer.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <map>
+#include <random>
+
+#include "memory_driver.h"
+
+namespace vise::qcow2 {
+namespace {
+
+class PackerTest : public test::GraphTest {
+ protected:
+  void SetUp() override {
+    disk_.bytes.resize(8 << 20);
+    disk_.on_request = [this](const char* request, GuestRange range) {
+      if (std::string_view(request) != "write") return;
+      writes_[range.start.bytes()] = range.length;
+      if (range.contains(GuestOffset(bad_byte_))) throw Error(EIO, "bad");
+    };
+    file_ = open(disk_);
+  }
+  void TearDown() override { run(file_->detach()); }
+
+  std::vector<std::byte> noise(std::size_t size) {
+    std::vector<std::byte> bytes(size);
+    for (std::byte& byte : bytes) byte = static_cast<std::byte>(random_());
+    return bytes;
+  }
+  void expect_content(std::uint64_t at, std::span<const std::byte> bytes) {
+    EXPECT_TRUE(std::ranges::equal(std::span(disk_.bytes).subspan(at, bytes.size()), bytes)) << at;
+  }
+
+  test::MemoryDisk disk_;
+  std::unique_ptr<Child> file_;
+  std::map<std::uint64_t, std::uint64_t> writes_;  // start -> length
+  std::uint64_t bad_byte_ = UINT64_MAX;
+  std::vector<std::vector<std::byte>> kept_;
+  std::mt19937_64 random_{5};
+};
+
+TEST_F(PackerTest, WhatIsAdjacentInTheFileIsOneWriteWhateverTheOrder) {
+  Packer packer(*file_);
+  Packer::Receipt receipt;
+  // Packed bytes and whole clusters between each other, as the allocator gives them out.
+  const auto first = noise(50'000);
+  const auto cluster = noise(65'536);
+  const auto second = noise(65'536 - 50'000);
+  const auto third = noise(10'000);
+  packer.append(HostOffset(0), first, receipt);
+  packer.append(HostOffset(65'536), cluster, receipt);
+  packer.append(HostOffset(50'000), second, receipt);
+  packer.append(HostOffset(131'072), third, receipt);
+  packer.append(HostOffset(1 << 20), third, receipt);
+  EXPECT_EQ(receipt.size(), 1u);
+  EXPECT_TRUE(writes_.empty()) << "nothing goes before it is sent";
+  packer.send();
+  run(packer.written(receipt));
+  EXPECT_EQ(writes_, (std::map<std::uint64_t, std::uint64_t>{{0, 141'072}, {1 << 20, 10'000}}));
+  expect_content(0, first);
+  expect_content(50'000, second);
+  expect_content(65'536, cluster);
+  expect_content(131'072, third);
+  expect_content(1 << 20, third);
+}
+
+TEST_F(PackerTest, SmallPiecesMayGoAtOnce) {
+  Packer packer(*file_);
+  Packer::Receipt receipt;
+  std::vector<std::byte> all;
+  for (int i = 0; i < 1000; ++i) {
+    std::vector<std::byte> piece = noise(1 + random_() % 8000);
+    const std::size_t at = all.size();
+    all.insert(all.end(), piece.begin(), piece.end());
+    packer.append(HostOffset(at), piece, receipt);
+    // Small ones were copied; the others have to stay.
+    if (piece.size() < 4096) std::ranges::fill(piece, std::byte{0xee});
+    kept_.push_back(std::move(piece));
+  }
+  packer.send();
+  run(packer.written(receipt));
+  expect_content(0, all);
+  EXPECT_LE(writes_.size(), all.size() / Packer::enough + 1);
+  EXPECT_GT(receipt.size(), 1u);
+}
+
+TEST_F(PackerTest, AFailureIsToldToAllThatWereInTheBatchAndToNobodyElse) {
+  bad_byte_ = 1000;
+  Packer packer(*file_);
+  Packer::Receipt bad;
+  Packer::Receipt with_it;
+  Packer::Receipt after;
+  const auto bytes = noise(5000);
+  packer.append(HostOffset(0), bytes, bad);
+  packer.append(HostOffset(1 << 20), bytes, with_it);
+  packer.send();
+  packer.append(HostOffset(2 << 20), bytes, after);
+  packer.send();
+  EXPECT_THROW(run(packer.written(bad)), Error);
+  EXPECT_THROW(run(packer.written(with_it)), Error);
+  run(packer.settled(bad));
+  run(packer.written(after));
+  expect_content(2 << 20, bytes);
+  run(packer.idle());
+}
+
+}  // namespace
+}  // namespace vise::qcow2
