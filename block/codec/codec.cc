@@ -33,6 +33,11 @@ DecodeResult decode(Codec codec, std::span<const std::byte> stored, std::span<st
   return zstd::decode(stored, cluster);
 }
 
+std::size_t stored_length(Codec codec, std::span<const std::byte> stored,
+                          std::size_t cluster_size) {
+  return codec == Codec::zstd ? zstd::stored_length(stored, cluster_size) : 0;
+}
+
 bool decode_head(Codec codec, std::span<const std::byte> stored, std::size_t cluster_size,
                  std::span<std::byte> head) {
   if (codec == Codec::deflate) return deflate::decode_head(stored, cluster_size, head);

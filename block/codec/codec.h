@@ -47,6 +47,12 @@ struct DecodeResult {
 [[nodiscard]] DecodeResult decode(Codec codec, std::span<const std::byte> stored,
                                   std::span<std::byte> cluster);
 
+/// How many bytes of `stored` hold the cluster, like DecodeResult's, told without decoding. 0 where
+/// only decode() can tell (all of deflate), or where these are no whole frames of `cluster_size`
+/// bytes; the data may be damaged all the same.
+[[nodiscard]] std::size_t stored_length(Codec codec, std::span<const std::byte> stored,
+                                        std::size_t cluster_size);
+
 /// decode() for those who only want the data.
 [[nodiscard]] inline bool decompress(Codec codec, std::span<const std::byte> stored,
                                      std::span<std::byte> cluster) {

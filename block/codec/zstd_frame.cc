@@ -128,6 +128,15 @@ DecodeResult decode(std::span<const std::byte> stored, std::span<std::byte> clus
   return {.ok = true, .had_checksum = all_checked, .stored_length = given - stored.size()};
 }
 
+// From the headers of frame and blocks alone.
+std::size_t stored_length(std::span<const std::byte> stored, std::size_t cluster_size) {
+  const FrameHeader header = parse_header(stored);
+  if (!header.valid || header.skippable) return 0;
+  if (ZSTD_getFrameContentSize(stored.data(), stored.size()) != cluster_size) return 0;
+  const std::size_t length = ZSTD_findFrameCompressedSize(stored.data(), stored.size());
+  return ZSTD_isError(length) != 0 ? 0 : length;
+}
+
 // zstd decodes block by block, of up to 128 KiB: in a cluster of one block there is nothing to win.
 bool decode_head(std::span<const std::byte> stored, std::size_t cluster_size,
                  std::span<std::byte> head) {

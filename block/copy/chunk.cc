@@ -188,26 +188,18 @@ Task<void> Chunk::leave_out_zeroes() {
 
 // --- the target ---------------------------------------------------------------------------------
 
+// First what is stored as it is, then the rest: between each other they would lie scattered in the
+// file, since what does not shrink takes whole clusters.
 void Chunk::start_storing(TaskScope& writes) {
   const auto start = [&writes](Task<void> write, GuestOffset at) {
     writes.spawn(on_side(std::move(write), Side::target, at));
   };
-  auto stored = stored_.begin();
+  for (const Stored& stored : stored_) start(write_stored(stored), stored.range.start);
   for (const CopyPiece& piece : pieces_) {
-    switch (piece.kind) {
-      case CopyKind::skip:
-        break;
-      case CopyKind::encoded:
-        while (stored != stored_.end() && piece.range.contains(stored->range.start)) {
-          start(write_stored(*stored), stored->range.start);
-          ++stored;
-        }
-        break;
-      case CopyKind::data:
-        start(write_data(piece.range, ConstIoVec(content(piece.range))), piece.range.start);
-        break;
-      case CopyKind::zero:
-        start(write_zeroes(piece.range), piece.range.start);
+    if (is_data(piece)) {
+      start(write_data(piece.range, ConstIoVec(content(piece.range))), piece.range.start);
+    } else if (piece.kind == CopyKind::zero) {
+      start(write_zeroes(piece.range), piece.range.start);
     }
   }
 }

@@ -46,7 +46,7 @@ class Chunk {
 
   /// Reads what there is to be read, and finds out what is left to be written.
   Task<void> fetch();
-  /// Starts all writes, in guest order, without waiting.
+  /// Starts all writes without waiting, in an order that depends on the content alone.
   void start_storing(TaskScope& writes);
 
  private:

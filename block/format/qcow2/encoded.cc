@@ -13,33 +13,39 @@ namespace {
 
 constexpr std::uint64_t most_stored_at_once = 1u << 20;  // bytes of one host read
 constexpr std::uint64_t small_cluster = 8192;            // bytes; decoded in a few microseconds
+constexpr std::uint64_t more_clusters = 32;              // looked at behind the last one wanted
 
-// The stored length is an upper bound by sectors. Where the next guest cluster was packed right
-// behind this one, as writers do, its start tells the end to the byte.
-std::uint64_t trimmed_length(const Descriptor& cluster, const Descriptor* next) {
-  if (next == nullptr || !next->compressed || next->host <= cluster.host) {
-    return cluster.stored_length;
+// The stored length is an upper bound by sectors. Where the next compressed cluster was packed
+// right behind this one, as writers do, its start tells the end to the byte.
+std::uint64_t trimmed_length(std::span<const Descriptor> clusters, std::size_t index) {
+  const Descriptor& cluster = clusters[index];
+  for (const Descriptor& next : clusters.subspan(index + 1)) {
+    if (!next.compressed) continue;
+    if (next.host <= cluster.host) break;
+    return std::min(cluster.stored_length, next.host - cluster.host);
   }
-  return std::min(cluster.stored_length, next->host - cluster.host);
+  return cluster.stored_length;
 }
 
-// Where nothing was packed behind it, only the decoder knows the end. It is asked where up to 511
-// bytes of slop are a lot, or make a cluster seem not to have shrunk, so that it would not be taken
-// as compressed. Damaged ones stay as long as they seem.
+// Where nothing was packed behind it, the codec may know the end, or else only the decoder. That
+// one is asked where up to 511 bytes of slop are a lot, or make a cluster seem not to have shrunk,
+// so that it would not be taken as compressed. Damaged ones stay as long as they seem.
 Task<void> trim_slop(WorkerPool& workers, std::vector<EncodedExtent>& extents,
                      std::span<const Descriptor> clusters) {
-  const auto is_vague = [&](std::size_t i) {
-    const std::uint64_t length = extents[i].data.size();
-    const std::uint64_t cluster_size = extents[i].guest_length;
-    return length == clusters[i].stored_length &&
-           (length >= cluster_size || cluster_size <= small_cluster);
-  };
-  std::vector<std::size_t> vague;
+  std::vector<EncodedExtent*> vague;
   for (std::size_t i = 0; i < extents.size(); ++i) {
-    if (is_vague(i)) vague.push_back(i);
+    EncodedExtent& extent = extents[i];
+    if (extent.data.size() < clusters[i].stored_length) continue;
+    const std::uint64_t cluster_size = extent.guest_length;
+    const std::size_t known = codec::stored_length(extent.codec, extent.data, cluster_size);
+    if (known > 0) {
+      extent.data = extent.data.first(known);
+    } else if (extent.data.size() >= cluster_size || cluster_size <= small_cluster) {
+      vague.push_back(&extent);
+    }
   }
   const std::function<void(std::size_t)> trim = [&](std::size_t i) {
-    EncodedExtent& extent = extents[vague[i]];
+    EncodedExtent& extent = *vague[i];
     Buffer cluster(extent.guest_length);
     const codec::DecodeResult result = codec::decode(extent.codec, extent.data, cluster.span());
     if (result.ok) extent.data = extent.data.first(result.stored_length);
@@ -61,8 +67,8 @@ Task<EncodedRun> Qcow2::read_encoded(GuestRange range) {
     most = geometry_.cluster_of(range.end() + (cluster_size - 1)) - first;
   }
   if (most == 0) co_return run;
-  // One more, to learn where the last one ends.
-  const Mapping::Stretch stretch = co_await mapping_.get_stretch(first, most + 1);
+  // Some more, to learn where the last one ends.
+  const Mapping::Stretch stretch = co_await mapping_.get_stretch(first, most + more_clusters);
   if (!stretch.descriptors.front().compressed) co_return run;
 
   const std::vector<Descriptor>& found = stretch.descriptors;
@@ -70,8 +76,7 @@ Task<EncodedRun> Qcow2::read_encoded(GuestRange range) {
   HostOffset end = start;
   std::vector<std::uint64_t> lengths;
   for (std::size_t i = 0; i < std::min<std::size_t>(most, found.size()); ++i) {
-    const Descriptor* next = i + 1 < found.size() ? &found[i + 1] : nullptr;
-    const std::uint64_t length = trimmed_length(found[i], next);
+    const std::uint64_t length = trimmed_length(found, i);
     const bool follows = found[i].compressed && found[i].host >= end && found[i].host - end < 512 &&
                          found[i].host + length - start <= most_stored_at_once;
     if (i > 0 && !follows) break;
