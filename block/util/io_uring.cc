@@ -68,8 +68,11 @@ class IoUring final : public IoEngine {
     g_source_attach(&source_->base, static_cast<GMainContext*>(loop_.native_context()));
   }
 
+  // The kernel gives what it cannot start at once, which is all but reads and writes, to threads of
+  // its own. Ours are as fast, and end with the process: after a kill, a sync on one of the
+  // kernel's holds the file, and so our locks on it, until it is through.
   void start(Request& request) override {
-    if (request.operation == Operation::call) {
+    if (request.operation != Operation::read && request.operation != Operation::write) {
       start_on(threads_, request);
       return;
     }
@@ -115,12 +118,7 @@ class IoUring final : public IoEngine {
         sqe.rw_flags = flags;
         break;
       case Operation::sync:
-        io_uring_prep_fsync(&sqe, request.fd, IORING_FSYNC_DATASYNC);
-        break;
       case Operation::allocate:
-        io_uring_prep_fallocate(&sqe, request.fd, request.mode, static_cast<off_t>(request.offset),
-                                static_cast<off_t>(request.length));
-        break;
       case Operation::call:
         assert(false);
         break;

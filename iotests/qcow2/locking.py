@@ -1,6 +1,8 @@
 # groups: rw auto
 """Two processes on one image: ours against ours and against QEMU, both ways."""
 import shlex
+import subprocess
+import time
 
 from vise_iotest import *
 
@@ -103,6 +105,19 @@ def a_killed_writer_leaves_no_lock(t):
     first.command_line("flush")
     first.kill()
     t.vise_io("-f", "qcow2", "a.qcow2", commands=["read -P 1 0 64k"])
+
+
+@case
+def a_program_killed_while_it_syncs_leaves_no_lock(t):
+    for attempt in range(24):
+        t.vise_img("create", "-q", "-f", "qcow2", "a.qcow2", "64M")
+        t.vise_io("-f", "qcow2", "a.qcow2", commands=["write -q 0 60M"])
+        words = [t.tools / "vise-img", "amend", "-o", "refcount_bits=64", "a.qcow2"]
+        running = subprocess.Popen(words, cwd=t.dir, env=t.env, stderr=subprocess.DEVNULL)
+        time.sleep(attempt % 12 * 0.005)
+        running.kill()
+        running.wait()
+        t.vise_img("check", "-q", "-r", "leaks", "a.qcow2")
 
 
 @case
