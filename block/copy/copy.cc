@@ -15,6 +15,7 @@
 #include "copy/salvage.h"
 #include "copy/slot_holder.h"
 #include "copy/source.h"
+#include "copy/turns.h"
 #include "vise/error.h"
 #include "vise/graph.h"
 #include "vise/util/checked.h"
@@ -48,9 +49,6 @@ class Copier {
 
   Task<void> process(Plan plan, std::uint64_t number);
   Task<void> move_chunk(std::vector<CopyPiece> pieces, std::uint64_t number);
-  Task<void> wait_for_turn(std::uint64_t number);
-  void pass_turn();
-  void stop();
 
   static std::uint64_t granularity_of(const CopyRequest& request);
 
@@ -66,9 +64,7 @@ class Copier {
   TaskScope chunks_;
   CopyPiece known_;  // the status answer the walk is in
 
-  std::uint64_t turn_ = 0;  // number of the chunk that may start its writes
-  WaitQueue turn_changed_;
-  bool stopped_ = false;
+  Turns turns_;
   CopyProgress progress_;
 
   PieceSource& source() { return salvaging_ ? static_cast<PieceSource&>(*salvaging_) : nodes_; }
@@ -135,7 +131,7 @@ Task<void> Copier::run() {
     co_await walk();
   } catch (...) {
     failure = std::current_exception();
-    stop();
+    turns_.stop();
   }
   co_await chunks_.join();  // the error of a chunk is the earlier one
   if (failure) std::rethrow_exception(failure);
@@ -155,7 +151,7 @@ Task<void> Copier::find_out_if_target_is_zero() {
 Task<void> Copier::walk() {
   std::uint64_t number = 0;
   std::uint64_t position = 0;
-  while (position < total_ && !stopped_) {
+  while (position < total_ && !turns_.stopped()) {
     if (request_.control != nullptr) co_await request_.control->checkpoint();
     Plan plan = co_await next_chunk(GuestOffset(position));
     position += plan.range.length;
@@ -163,7 +159,7 @@ Task<void> Copier::walk() {
       co_await request_.control->pace(data_length(plan.pieces), request_.clock);
     }
     co_await slots_.acquire();
-    if (stopped_) {
+    if (turns_.stopped()) {
       slots_.release();
       break;
     }
@@ -218,17 +214,17 @@ Task<void> Copier::process(Plan plan, std::uint64_t number) {
   try {
     co_await move_chunk(std::move(plan.pieces), number);
   } catch (const CopyError& error) {
-    stop();
+    turns_.stop();
     Error told = error;
     told.add_context(fmt::format("error while {} at byte {}",
                                  error.side() == CopyError::Side::source ? "reading" : "writing",
                                  error.at().bytes()));
     throw told;
   } catch (...) {
-    stop();
+    turns_.stop();
     throw;
   }
-  if (stopped_) co_return;
+  if (turns_.stopped()) co_return;
   progress_.done += length;
   progress_.data_moved += moved;
   if (request_.on_progress) request_.on_progress(progress_);
@@ -237,26 +233,12 @@ Task<void> Copier::process(Plan plan, std::uint64_t number) {
 Task<void> Copier::move_chunk(std::vector<CopyPiece> pieces, std::uint64_t number) {
   Chunk chunk(source(), target_, options_, std::move(pieces));
   co_await chunk.fetch();
-  co_await wait_for_turn(number);
-  if (stopped_) co_return;
+  co_await turns_.wait_for(number);
+  if (turns_.stopped()) co_return;
   TaskScope writes;
   chunk.start_storing(writes);
-  pass_turn();
+  turns_.pass();
   co_await writes.join();
-}
-
-Task<void> Copier::wait_for_turn(std::uint64_t number) {
-  while (turn_ != number && !stopped_) co_await turn_changed_.wait();
-}
-
-void Copier::pass_turn() {
-  ++turn_;
-  turn_changed_.wake_all();
-}
-
-void Copier::stop() {
-  stopped_ = true;
-  turn_changed_.wake_all();
 }
 
 }  // namespace

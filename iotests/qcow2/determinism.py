@@ -42,6 +42,34 @@ def same_bytes_from_raw_and_from_qcow2(t):
     t.equal(t.digest("a.qcow2"), t.digest("b.qcow2"), "files")
 
 
+@cases(codec=CODECS, how=["as stored", "recompressed"])
+def same_bytes_for_a_rebase(t, codec, how):
+    """Compressed and other clusters of the old backing file, mixed, with parts that do not differ."""
+    options = ["-o", f"compression_type={codec},cluster_size=16k"]
+    first = mixed_data(12 * MIB, 40 * KIB, 5)
+    second = bytearray(first)
+    second[MIB:5 * MIB] = mixed_data(4 * MIB, 30 * KIB, 6)
+    t.write("first.raw", first)
+    t.write("second.raw", bytes(second))
+    t.vise_img("convert", "-c", "-O", "qcow2", *options, "first.raw", "base.qcow2")
+    t.vise_img("convert", "-c", "-O", "qcow2", *options, "-B", "base.qcow2", "-F", "qcow2",
+               "second.raw", "middle.qcow2")
+    t.vise_io("-f", "qcow2", "middle.qcow2",
+              commands=[f"write -q -P {i} {7 * MIB + i * 70 * KIB} 9k" for i in range(1, 20)])
+    t.vise_img("convert", "-O", "raw", "middle.qcow2", "expected")
+    more = ["--recompress"] if how == "recompressed" else []
+    digests = {}
+    for workers in ("1", "2", "8"):
+        t.vise_img("create", "-q", "-f", "qcow2", *options, "-b", "middle.qcow2", "-F", "qcow2",
+                   "top.qcow2")
+        t.vise_img("rebase", "-c", *more, "-b", "base.qcow2", "-F", "qcow2", "top.qcow2",
+                   env={"VISE_WORKERS": workers})
+        digests[workers] = t.digest("top.qcow2")
+    t.equal(set(digests.values()), {digests["1"]}, f"files: {digests}")
+    t.sound("top.qcow2")
+    t.reads_as("top.qcow2", "expected")
+
+
 @cases(env=[{"VISE_IO_URING": "0"}, {"VISE_IO_URING": "1"}])
 def images_work_with_and_without_io_uring(t, env):
     t.write("raw", mixed_data(4 * MIB, 64 * KIB, 4))

@@ -120,6 +120,8 @@ Task<bool> Qcow2::write_encoded(GuestOffset offset, std::span<const EncodedExten
   RangeLocks::Guard lock = locks_.enqueue(first, first + clusters.size() - 1);
   co_await lock.held();
   ticket.set_appending(true);
+  // There was nothing to wait for. Others that come at the same time are to be packed together.
+  co_await context_.loop().yield();
   co_await store(first, clusters, ticket);
   co_await commit_if_due();
   co_return true;

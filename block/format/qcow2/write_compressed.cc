@@ -90,8 +90,8 @@ Task<void> Qcow2::store(std::uint64_t first, std::span<StoredCluster> clusters,
   }
 }
 
-// Packed bytes first, whole clusters behind them: between each other they would leave holes, and the
-// packed ones could neither be written nor read together.
+// Packed bytes first, whole clusters behind them: between each other they would leave holes, and
+// the packed ones could neither be written nor read together.
 Task<void> Qcow2::place(std::uint64_t first, std::span<StoredCluster> clusters,
                         Packer::Receipt& receipt) {
   const std::vector<Descriptor> old = co_await descriptors(first, clusters.size());
