@@ -5,8 +5,8 @@
 
 #include <cerrno>
 
+#include "codec/content.h"
 #include "codec/deflate.h"
-#include "codec/incompressible.h"
 #include "codec/zstd_frame.h"
 #include "vise/error.h"
 
@@ -23,9 +23,11 @@ void check_level(Codec codec, int level) {
 std::size_t compress(Codec codec, int level, std::span<const std::byte> cluster,
                      std::span<std::byte> stored) {
   if (codec == Codec::zstd) return zstd::compress(level, cluster, stored);
-  // Who names a level wants every byte of it, and the fastest one is as fast as asking.
-  if (level == default_level && is_incompressible(cluster, stored)) return 0;
-  return deflate::compress(level, cluster, stored);
+  // Who names a level wants every byte of it, and the fastest one is as fast as looking.
+  if (level != default_level) return deflate::compress(level, cluster, stored);
+  const Content content = content_of(cluster);
+  if (is_incompressible(content, cluster, stored)) return 0;
+  return deflate::compress_by_content(content, cluster, stored);
 }
 
 DecodeResult decode(Codec codec, std::span<const std::byte> stored, std::span<std::byte> cluster) {

@@ -9,12 +9,12 @@
 
 namespace vise::codec {
 
-/// Compression levels, WriteFlags::level. 0 is the default of the codec: the fastest level that
-/// gives files no larger than QEMU's; deflate then does not try what zstd cannot shrink. Others as
-/// the command line names them: deflate 1 to 12 (1 to 9 in builds without libdeflate), zstd 1 to
-/// 19; `fastest` is whatever is fastest on this machine: of deflate that is libisal where the build
-/// has it, whose output is some percent larger and may differ from one kind of processor to
-/// another.
+/// Compression levels, WriteFlags::level. 0 is the default of the codec: the fastest way to files
+/// no larger than QEMU's. Deflate then does not try what zstd cannot shrink, and chooses between
+/// two libraries by the content of a cluster. Others as the command line names them: deflate 1 to
+/// 12 (1 to 9 in builds without libdeflate), zstd 1 to 19; `fastest` is whatever is fastest on this
+/// machine. Of deflate the default and the fastest use libisal where the build has it, whose output
+/// may differ from one kind of processor to another.
 inline constexpr int default_level = 0;
 inline constexpr int fastest = -1;
 

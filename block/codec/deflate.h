@@ -6,6 +6,7 @@
 #include <span>
 
 #include "codec/codec.h"
+#include "codec/content.h"
 #include "vise-config.h"
 
 namespace vise::codec::deflate {
@@ -25,7 +26,11 @@ inline constexpr std::array<std::byte, 4> trailer_mark = {std::byte{0x56}, std::
                                                           std::byte{0x1c}, std::byte{0xed}};
 inline constexpr std::size_t trailer_size = 8;  // bytes, mark and checksum
 
+/// `level` is a number of the library's or `fastest`.
 std::size_t compress(int level, std::span<const std::byte> cluster, std::span<std::byte> stored);
+/// The default: the compressor and level that suits the content best.
+std::size_t compress_by_content(Content content, std::span<const std::byte> cluster,
+                                std::span<std::byte> stored);
 DecodeResult decode(std::span<const std::byte> stored, std::span<std::byte> cluster);
 bool decode_head(std::span<const std::byte> stored, std::size_t cluster_size,
                  std::span<std::byte> head);
