@@ -23,9 +23,7 @@ void TableCache::touch(Slice& slice) {
 
 TableCache::Slice& TableCache::insert(HostOffset offset) {
   assert(offset.is_aligned(slice_size_));
-  auto slice = std::make_unique<Slice>();
-  slice->offset = offset;
-  slice->data = Buffer(slice_size_);
+  auto slice = std::make_unique<Slice>(offset, slice_size_);
   slice->period = period_;
   lru_.push_front(slice.get());
   slice->position = lru_.begin();
@@ -138,7 +136,7 @@ void TableCache::mark_dirty(Ref& ref) {
 }
 
 TableCache::Image TableCache::copy(const Slice& slice) const {
-  Image image{slice.offset, slice.version, Buffer(slice_size_)};
+  Image image{slice.offset, slice.version, SliceMemory(slice_size_)};
   std::memcpy(image.data.data(), slice.data.data(), slice_size_);
   return image;
 }

@@ -6,6 +6,7 @@
 #include <deque>
 #include <list>
 #include <memory>
+#include <span>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -18,6 +19,27 @@
 #include "vise/types.h"
 
 namespace vise::qcow2 {
+
+/// Memory of a slice. A Buffer has at least a page; images of tiny clusters have slices of 512
+/// bytes, tens of thousands of them.
+class SliceMemory {
+ public:
+  explicit SliceMemory(std::size_t size) : size_(size) {
+    if (size < Buffer::alignment) {
+      small_ = std::make_unique<std::byte[]>(size);
+    } else {
+      large_ = Buffer(size);
+    }
+  }
+  std::byte* data() { return small_ ? small_.get() : large_.data(); }
+  const std::byte* data() const { return small_ ? small_.get() : large_.data(); }
+  std::span<std::byte> span() { return {data(), size_}; }
+
+ private:
+  std::size_t size_;
+  std::unique_ptr<std::byte[]> small_;
+  Buffer large_;
+};
 
 class TableCache {
  public:
@@ -35,8 +57,10 @@ class TableCache {
 
  private:
   struct Slice {
+    Slice(HostOffset at, std::uint64_t size) : offset(at), data(size) {}
+
     HostOffset offset;
-    Buffer data;
+    SliceMemory data;
     std::uint64_t version = 0;        // counts changes
     std::uint64_t clean_version = 0;  // the version that the file has
     unsigned pins = 0;
@@ -99,7 +123,7 @@ class TableCache {
   struct Image {
     HostOffset offset;
     std::uint64_t version;
-    Buffer data;
+    SliceMemory data;
   };
   /// Copies all dirty slices for which `wanted(offset)` holds, sorted by offset.
   template <class F>
