@@ -22,8 +22,8 @@ namespace vise {
 
 namespace {
 
-constexpr std::uint64_t step_size = 1 << 20;     // bytes; one step looks at up to two such
-constexpr unsigned steps_in_flight = 6;          // each has in memory what it compares
+constexpr std::uint64_t step_size = 2 << 20;     // bytes; one step looks at up to two such
+constexpr unsigned steps_in_flight = 4;          // each has in memory what it compares
 constexpr std::uint64_t longest_look = 1 << 30;  // bytes asked for at a time
 
 std::string reading_at(GuestOffset at) {
@@ -105,7 +105,7 @@ class DifferenceCopier {
   };
   Task<Plan> next_plan(std::uint64_t from);
   Task<void> walk();
-  Task<void> process(Plan plan, std::uint64_t number);
+  Task<void> process(std::vector<Plan> plans, std::uint64_t number);
 
   Task<void> fetch_stored(GuestRange range, Step& step);
   Task<std::uint64_t> fetch_run(GuestRange range, Step& step);
@@ -164,21 +164,28 @@ Task<void> DifferenceCopier::run() {
 
 Task<void> DifferenceCopier::walk() {
   std::uint64_t number = 0;
-  Plan next = co_await next_plan(0);
-  while (!next.range.empty() && !turns_.stopped()) {
-    // Compressed clusters are told one by one.
-    Plan plan = next;
-    do {
-      plan.range.length = next.range.end() - plan.range.start;
-      next = co_await next_plan(plan.range.end().bytes());
-    } while (next.range.start == plan.range.end() && next.as_stored == plan.as_stored &&
-             plan.range.length < step_size && !next.range.empty());
+  for (std::uint64_t position = 0; !turns_.stopped();) {
+    // Compressed clusters are told one by one, and what lies between holes is stored together.
+    std::vector<Plan> plans;
+    for (std::uint64_t length = 0; length < step_size;) {
+      const Plan next = co_await next_plan(position);
+      if (next.range.empty()) break;
+      position = next.range.end().bytes();
+      length += next.range.length;
+      if (!plans.empty() && plans.back().range.end() == next.range.start &&
+          plans.back().as_stored == next.as_stored) {
+        plans.back().range.length += next.range.length;
+      } else {
+        plans.push_back(next);
+      }
+    }
+    if (plans.empty()) break;
     co_await slots_.acquire();
     if (turns_.stopped()) {
       slots_.release();
       break;
     }
-    steps_.spawn(process(plan, number++));
+    steps_.spawn(process(std::move(plans), number++));
   }
 }
 
@@ -230,14 +237,16 @@ Task<DifferenceCopier::Plan> DifferenceCopier::next_plan(std::uint64_t from) {
   co_return Plan{{GuestOffset(size), 0}};
 }
 
-Task<void> DifferenceCopier::process(Plan plan, std::uint64_t number) {
+Task<void> DifferenceCopier::process(std::vector<Plan> plans, std::uint64_t number) {
   const SlotHolder slot(slots_);
   try {
     Step step;
-    if (plan.as_stored) {
-      co_await fetch_stored(plan.range, step);
-    } else {
-      co_await compare(plan.range, step);
+    for (const Plan& plan : plans) {
+      if (plan.as_stored) {
+        co_await fetch_stored(plan.range, step);
+      } else {
+        co_await compare(plan.range, step);
+      }
     }
     co_await turns_.wait_for(number);
     if (turns_.stopped()) co_return;
@@ -249,7 +258,7 @@ Task<void> DifferenceCopier::process(Plan plan, std::uint64_t number) {
     turns_.stop();
     throw;
   }
-  tell(plan.range.end().bytes());
+  tell(plans.back().range.end().bytes());
 }
 
 // --- finding what is to be taken over

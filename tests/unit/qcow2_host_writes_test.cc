@@ -5,6 +5,7 @@
 #include <random>
 
 #include "copy/copy.h"
+#include "copy/difference_copy.h"
 #include "format/qcow2/check.h"
 #include "format/qcow2/qcow2.h"
 #include "memory_driver.h"
@@ -25,10 +26,11 @@ class HostWrites : public test::GraphTest {
       if (std::string_view(request) == "write" && on_write_) on_write_(range);
     };
   }
-  std::unique_ptr<Child> open_image() {
+  std::unique_ptr<Child> open_image() { return open_image(file_); }
+  std::unique_ptr<Child> open_image(test::MemoryDisk& file) {
     Value::Dict options;
     options.set("driver", "qcow2");
-    options.set("file", test::memory_options(file_));
+    options.set("file", test::memory_options(file));
     return open(std::move(options));
   }
 
@@ -56,32 +58,94 @@ std::vector<std::byte> half_noise(std::size_t size, std::mt19937_64& random) {
   return bytes;
 }
 
-class BulkJob : public HostWrites, public testing::WithParamInterface<bool> {};
+class BulkJob : public HostWrites, public testing::WithParamInterface<bool> {
+ protected:
+  static constexpr std::uint64_t size = 12 << 20;
 
-TEST_P(BulkJob, WritesLargePieces) {
-  constexpr std::uint64_t size = 12 << 20;
-  make_image("64k", size, 2 * size);
-  std::mt19937_64 random(1);
-  test::MemoryDisk source;
-  source.bytes = GetParam() ? noise_between(size, 65536, random) : half_noise(size, random);
-  std::unique_ptr<Child> from = open(source);
+  void SetUp() override {
+    make_image("64k", size, 2 * size);
+    std::mt19937_64 random(1);
+    source_.bytes = GetParam() ? noise_between(size, 65536, random) : half_noise(size, random);
+    on_write_ = [this](GuestRange range) {
+      ++writes_;
+      bytes_ += range.length;
+    };
+  }
+  void convert(Child& from, Child& to) {
+    CopyRequest request;
+    request.sources = {&from};
+    request.target = &to;
+    request.options.compressed = true;
+    request.options.target_is_zero = true;
+    run(copy(std::move(request)));
+  }
+  /// Of the image in `file_`, which is then as the source was.
+  void expect_large_writes(Child& to) {
+    EXPECT_GT(bytes_, size / 3);
+    EXPECT_LE(writes_, divide_up(bytes_, 512u << 10)) << bytes_ << " bytes";
+    std::vector<std::byte> content(size);
+    run(to.read(GuestOffset(0), IoVec(std::span(content))));
+    EXPECT_TRUE(content == source_.bytes);
+  }
+  /// What is compressed in `file_` moves to another file.
+  void set_aside(test::MemoryDisk& file) {
+    file.bytes = file_.bytes;
+    make_image("64k", size, 2 * size);
+    writes_ = bytes_ = 0;
+  }
+
+  test::MemoryDisk source_;
+  std::uint64_t writes_ = 0;
+  std::uint64_t bytes_ = 0;
+};
+
+TEST_P(BulkJob, WritesLargePiecesWhereItCompresses) {
+  std::unique_ptr<Child> from = open(source_);
   std::unique_ptr<Child> to = open_image();
-  std::uint64_t writes = 0;
-  std::uint64_t bytes = 0;
-  on_write_ = [&](GuestRange range) {
-    ++writes;
-    bytes += range.length;
-  };
-  CopyRequest request;
-  request.sources = {from.get()};
-  request.target = to.get();
-  request.options.compressed = true;
-  request.options.target_is_zero = true;
-  run(copy(std::move(request)));
-  EXPECT_GT(bytes, size / 3);
-  EXPECT_LE(writes, divide_up(bytes, 512u << 10)) << bytes << " bytes";
+  convert(*from, *to);
+  expect_large_writes(*to);
   run(to->detach());
   run(from->detach());
+}
+
+TEST_P(BulkJob, WritesLargePiecesWhereItCopiesWhatIsStored) {
+  test::MemoryDisk compressed;
+  {
+    std::unique_ptr<Child> from = open(source_);
+    std::unique_ptr<Child> to = open_image();
+    convert(*from, *to);
+    run(to->detach());
+    run(from->detach());
+  }
+  set_aside(compressed);
+  std::unique_ptr<Child> from = open_image(compressed);
+  std::unique_ptr<Child> to = open_image();
+  convert(*from, *to);
+  expect_large_writes(*to);
+  run(to->detach());
+  run(from->detach());
+}
+
+TEST_P(BulkJob, WritesLargePiecesWhereItTakesOverDifferences) {
+  test::MemoryDisk compressed;
+  {
+    std::unique_ptr<Child> from = open(source_);
+    std::unique_ptr<Child> to = open_image();
+    convert(*from, *to);
+    run(to->detach());
+    run(from->detach());
+  }
+  set_aside(compressed);
+  std::unique_ptr<Child> old_backing = open_image(compressed);
+  std::unique_ptr<Child> to = open_image();
+  DifferenceRequest request;
+  request.top = to.get();
+  request.old_backing = old_backing.get();
+  request.compressed = true;
+  run(copy_differences(std::move(request)));
+  expect_large_writes(*to);
+  run(to->detach());
+  run(old_backing->detach());
 }
 
 INSTANTIATE_TEST_SUITE_P(Content, BulkJob, testing::Bool(), [](const auto& content) {
