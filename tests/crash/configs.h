@@ -47,6 +47,10 @@ inline std::vector<Config> qcow2_configs() {
   direct.name += "_direct";
   direct.disk_alignment = 512;
   configs.push_back(direct);
+  Config direct_filter = qcow2_config(16384, "zstd", "all-writes");
+  direct_filter.name += "_direct4096";
+  direct_filter.disk_alignment = 4096;
+  configs.push_back(direct_filter);
   Config version2 = qcow2_config(1024, "zlib");  // has no zero flag
   version2.name = "qcow2_1024_version2";
   version2.create_options.set("compat", "0.10");

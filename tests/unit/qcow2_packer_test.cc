@@ -87,6 +87,98 @@ TEST_F(PackerTest, SmallPiecesMayGoAtOnce) {
   EXPECT_GT(receipt.size(), 1u);
 }
 
+// The file takes whole units only, as with O_DIRECT.
+class PackerUnits : public PackerTest, public testing::WithParamInterface<std::uint32_t> {
+ protected:
+  void SetUp() override {
+    disk_.limits.request_alignment = GetParam();
+    disk_.yields = true;
+    PackerTest::SetUp();
+  }
+};
+
+TEST_P(PackerUnits, AppendingReadsNothing) {
+  Packer packer(*file_);
+  std::vector<std::byte> all;
+  for (int i = 0; i < 200; ++i) {
+    std::vector<std::byte> piece = noise(1 + random_() % 40'000);
+    Packer::Receipt receipt;
+    packer.append(HostOffset(all.size()), piece, receipt, Packer::Behind::nothing);
+    all.insert(all.end(), piece.begin(), piece.end());
+    packer.send();
+    kept_.push_back(std::move(piece));
+    if (i % 3 == 0) run(packer.written(receipt));
+  }
+  run(packer.idle());
+  expect_content(0, all);
+  EXPECT_EQ(disk_.reads, 0u);
+}
+
+TEST_P(PackerUnits, AFullBatchLeavesItsLastUnitToTheNext) {
+  Packer packer(*file_);
+  Packer::Receipt receipt;
+  const auto first = noise(Packer::enough + 100);
+  const auto second = noise(5000);
+  packer.append(HostOffset(0), first, receipt, Packer::Behind::nothing);
+  packer.append(HostOffset(first.size()), second, receipt, Packer::Behind::nothing);
+  packer.send();
+  run(packer.written(receipt));
+  expect_content(0, first);
+  expect_content(first.size(), second);
+  EXPECT_EQ(disk_.reads, 0u);
+  EXPECT_EQ(writes_.size(), 2u);
+  EXPECT_EQ(writes_.begin()->second, Packer::enough);
+}
+
+// Holes are filled in any order while the end is appended to; many batches are on their way at a
+// time, and what shares a unit with others keeps all of it.
+TEST_P(PackerUnits, NothingIsLostOfWhatSharesAUnit) {
+  constexpr std::size_t size = 1 << 20;
+  std::vector<std::byte> all = noise(size);
+  for (int round = 0; round < 20; ++round) {
+    std::fill_n(disk_.bytes.begin(), size, std::byte{0});
+    Packer packer(*file_);
+    std::vector<std::pair<std::size_t, std::size_t>> holes;
+    Packer::Receipt receipt;
+    const auto put = [&](std::size_t at, std::size_t length, Packer::Behind behind) {
+      packer.append(HostOffset(at), std::span(all).subspan(at, length), receipt, behind);
+    };
+    std::size_t end = 0;
+    while (end < size || !holes.empty()) {
+      const unsigned choice = random_() % 8;
+      if (choice < 4 && end < size) {
+        const std::size_t length = std::min<std::size_t>(1 + random_() % 3000, size - end);
+        // The rest of a cluster is left behind now and then, and becomes a hole.
+        if (choice == 0) {
+          holes.emplace_back(end, length);
+        } else {
+          put(end, length, Packer::Behind::nothing);
+        }
+        end += length;
+      } else if (choice < 6 && !holes.empty()) {
+        const std::size_t i = random_() % holes.size();
+        auto& [at, left] = holes[i];
+        const std::size_t length = 1 + random_() % left;
+        put(at, length, Packer::Behind::unknown);
+        at += length;
+        left -= length;
+        if (left == 0) holes.erase(holes.begin() + static_cast<std::ptrdiff_t>(i));
+      } else if (choice == 6) {
+        packer.send();
+      } else if (random_() % 4 == 0) {
+        packer.send();
+        run(packer.written(receipt));
+        receipt.clear();
+      }
+    }
+    packer.send();
+    run(packer.idle());
+    expect_content(0, all);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Bytes, PackerUnits, testing::Values(512u, 4096u));
+
 TEST_F(PackerTest, AFailureIsToldToAllThatWereInTheBatchAndToNobodyElse) {
   bad_byte_ = 1000;
   Packer packer(*file_);

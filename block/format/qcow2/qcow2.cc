@@ -88,6 +88,7 @@ Qcow2::Qcow2(Node& node, Header header, const Settings& settings, std::unique_pt
   space_.on_freed = [this](HostRange range) {
     mapping_.cache().forget(range);
     decoded_.forget(range);
+    packer_.forget(range);
   };
   guard_.on_contradiction = [this](const Error& error) {
     found_corrupt(error.message(), std::nullopt);

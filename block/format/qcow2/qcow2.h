@@ -205,6 +205,7 @@ class Qcow2 : public Driver,
   Task<void> place(std::uint64_t first, std::span<StoredCluster> clusters,
                    Packer::Receipt& receipt);
   Task<void> place(StoredCluster& cluster, Packer::Receipt& receipt);
+  Packer::Behind behind(const StoredCluster& cluster) const;
   bool reads_as_zeros(std::uint64_t number, const Descriptor& cluster) const;
 
   // compress_in_place.cc

@@ -45,6 +45,9 @@ class Space {
   /// where that is possible; the counts of the host clusters touched are raised. As above.
   Task<HostOffset> allocate_bytes(std::uint64_t length);
 
+  /// Where the next compressed bytes go if they fit there: the rest of that host cluster is free.
+  std::optional<HostOffset> cursor() const { return cursor_; }
+
   /// Why something is freed, which decides whether the file's blocks are discarded with it.
   enum class Reason { overwritten, discarded, never_used };
 

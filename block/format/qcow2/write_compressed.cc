@@ -132,7 +132,14 @@ Task<void> Qcow2::place(StoredCluster& cluster, Packer::Receipt& receipt) {
     co_return;
   }
   cluster.placed = true;
-  packer_.append(cluster.host, cluster.bytes, receipt);
+  packer_.append(cluster.host, cluster.bytes, receipt, behind(cluster));
+}
+
+Packer::Behind Qcow2::behind(const StoredCluster& cluster) const {
+  // Units that are larger than clusters hold those of others.
+  const bool is_last = space_.cursor() == cluster.host + cluster.bytes.size() &&
+                       packer_.unit() <= geometry_.cluster_size;
+  return is_last ? Packer::Behind::nothing : Packer::Behind::unknown;
 }
 
 }  // namespace vise::qcow2
