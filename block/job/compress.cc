@@ -71,7 +71,8 @@ class CompressJob final : public Job {
         failure.emplace(error, CopyError::Side::target);
       }
       if (!failure) break;
-      co_await react_to(*failure);
+      react_to(*failure);
+      co_await after_errors();
     }
     set_done(total());
   }

@@ -19,11 +19,10 @@ Task<void> CopyJob::copy_all() {
     failures_.clear();
     co_await copy_pass();
     if (failures_.empty()) co_return;
-    const auto failures = failures_;
-    for (const auto& [range, error] : failures) {
-      const Reaction reaction = co_await react_to(error);
-      if (reaction == Reaction::ignore) ignored(range);
+    for (const auto& [range, error] : failures_) {
+      if (react_to(error) == Reaction::ignore) ignored(range);
     }
+    co_await after_errors();
   }
 }
 

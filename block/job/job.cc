@@ -161,7 +161,7 @@ void Job::become_ready() {
   events_.emit<qapi::event::BLOCK_JOB_READY>(data);
 }
 
-Task<Job::Reaction> Job::react_to(CopyError error) {
+Job::Reaction Job::react_to(const CopyError& error) {
   const bool reading = error.side() == CopyError::Side::source;
   qapi::BlockdevOnError policy = reading ? settings_.on_source_error : settings_.on_target_error;
   using Policy = qapi::BlockdevOnError;
@@ -177,15 +177,16 @@ Task<Job::Reaction> Job::react_to(CopyError error) {
                                          : qapi::BlockErrorAction::report;
   events_.emit<qapi::event::BLOCK_JOB_ERROR>(data);
   if (policy == Policy::report) throw error;
-  if (policy == Policy::ignore) {
-    co_await EventLoop::current().yield();  // a lasting error must not keep others from running
-    co_return Reaction::ignore;
-  }
+  if (policy == Policy::ignore) return Reaction::ignore;
   io_status_ = error.code() == ENOSPC ? qapi::BlockDeviceIoStatus::nospace
                                       : qapi::BlockDeviceIoStatus::failed;
   if (!paused_ && !cancelled_) pause();
+  return Reaction::retry;
+}
+
+Task<void> Job::after_errors() {
+  co_await EventLoop::current().yield();  // a lasting error must not keep others from running
   co_await checkpoint();
-  co_return Reaction::retry;
 }
 
 void Job::emit_end(bool cancelled) {

@@ -31,11 +31,13 @@ def make_images(t, codec="zlib", compress=()):
 
 
 def node(name, error=None, **more):
-    """A qcow2 node; `error`: blkdebug's event and the errno of the first such request."""
+    """A qcow2 node; `error`: blkdebug's event, the errno of the first such request, and to how many
+    it happens (1)."""
     file = {"driver": "file", "filename": f"{name}.qcow2"}
     if error:
-        file = {"driver": "blkdebug", "image": file, "node-name": f"{name}-errors", "inject-error": [
-            {"event": error[0], "errno": error[1], "once": True}]}
+        rule = {"event": error[0], "errno": error[1], "once": True}
+        file = {"driver": "blkdebug", "image": file, "node-name": f"{name}-errors",
+                "inject-error": [rule] * (error[2] if len(error) > 2 else 1)}
     return {"driver": "qcow2", "node-name": name, "discard": "unmap", "file": file, **more}
 
 
@@ -44,13 +46,13 @@ SIDES = {"stream": ("mid", "top"), "commit": ("mid", "base"), "active commit": (
          "backup": ("top", "copy"), "mirror": ("top", "copy")}
 
 
-def start(daemon, job, side, event, errno, policy, compressed=False):
+def start(daemon, job, side, event, errno, policy, compressed=False, times=1):
     """Opens the chain with an error on one side, and starts the job with that policy. Returns the
     node that clients use."""
     broken = SIDES[job][0 if side == "source" else 1]
 
     def add(name, **more):
-        error = (event, errno) if name == broken else None
+        error = (event, errno, times) if name == broken else None
         daemon.execute("blockdev-add", node(name, error, **more))
 
     add("base", **({} if "commit" in job else {"read-only": True}))
@@ -181,6 +183,24 @@ def compressed_jobs_go_on_after_an_error_though_a_client_writes(t, job, side):
         t.reads_as("top.qcow2", "disk.raw")
     else:
         check_images(t, job, disk)
+
+
+@cases(job=JOBS)
+def errors_that_come_together_stop_a_job_once(t, job):
+    """Stretches are copied several at a time: one resume is for all that have failed."""
+    disk = make_images(t)
+    daemon = Daemon(t)
+    qmp = daemon.qmp
+    times = 2 if SIDES[job][0] == "top" else 1  # mid holds one stretch only
+    start(daemon, job, "target", "write_aio", ENOSPC, "enospc", times=times)
+    qmp.wait_event("JOB_STATUS_CHANGE", id="job", status="paused")
+    t.equal(qmp.execute("query-block-jobs")[0]["io-status"], "nospace")
+    for _ in range(times):
+        t.equal(qmp.wait_event("BLOCK_JOB_ERROR", device="job")["data"]["operation"], "write")
+    qmp.execute("job-resume", id="job")
+    t.equal(end(daemon, job), None)
+    daemon.quit()
+    check_images(t, job, disk)
 
 
 @case
