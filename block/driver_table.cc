@@ -14,7 +14,9 @@
 
 #include "filter/filters.h"
 #include "format/formats.h"
+#include "protocol/nbd/client.h"
 #include "protocol/protocols.h"
+#include "util/module.h"
 #include "vise-config.h"
 #include "vise/error.h"
 #include "vise/options.h"
@@ -26,11 +28,20 @@ namespace {
 
 constexpr std::array built_in_drivers = {
     &blkdebug_driver,    &blkverify_driver, &copy_on_read_driver, &file_driver,
-    &host_device_driver, &nbd_driver,       &null_aio_driver,     &null_co_driver,
-    &preallocate_driver, &qcow2_driver,     &raw_driver,          &throttle_driver,
+    &host_device_driver, &null_aio_driver,  &null_co_driver,      &preallocate_driver,
+    &qcow2_driver,       &raw_driver,       &throttle_driver,
 #ifndef VISE_PLUGINS
     &compress_driver,
 #endif
+};
+
+// These are not linked in, but loaded when first named: see util/module.h.
+struct LoadableDriver {
+  std::string_view name;
+  const DriverType& (*load)();
+};
+constexpr std::array loadable_drivers = {
+    LoadableDriver{"nbd", []() -> const DriverType& { return *nbd::client().driver; }},
 };
 
 constexpr std::string_view file_prefix = "vise-";
@@ -42,14 +53,6 @@ bool is_driver_name(std::string_view name) {
     return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-' ||
            c == '_';
   });
-}
-
-// The folder libvise itself was loaded from; empty if that cannot be told.
-std::filesystem::path library_folder() {
-  Dl_info info;
-  if (dladdr(reinterpret_cast<const void*>(&library_folder), &info) == 0) return {};
-  std::error_code ignored;
-  return std::filesystem::absolute(info.dli_fname, ignored).parent_path();
 }
 
 // Where plugins are looked for, in this order: what the user said, the build tree that this library
@@ -129,6 +132,9 @@ const DriverType* DriverTable::find_loaded(std::string_view name) const {
 
 const DriverType* DriverTable::find(std::string_view name) {
   if (const DriverType* type = find_loaded(name)) return type;
+  for (const LoadableDriver& driver : loadable_drivers) {
+    if (driver.name == name) return types_.emplace_back(&driver.load());
+  }
   if (!is_driver_name(name)) return nullptr;
   const std::string file = fmt::format("{}{}{}", file_prefix, name, file_suffix);
   for (const auto& folder : plugin_folders()) {
@@ -176,6 +182,7 @@ const DriverType& DriverTable::probe(std::span<const std::byte> head) {
 std::vector<std::string> DriverTable::names() {
   std::vector<std::string> names;
   for (const DriverType* type : types_) names.emplace_back(type->name);
+  for (const LoadableDriver& driver : loadable_drivers) names.emplace_back(driver.name);
   for (const auto& folder : plugin_folders()) {
     std::error_code error;
     for (const auto& entry : std::filesystem::directory_iterator(folder, error)) {

@@ -91,6 +91,8 @@ def main():
         done = run([cat, "json:{'driver':'compress',%s}" % file], **library)
         report("cannot store compressed data" in done.stderr,
                "compress loads from where it is installed", done.stderr)
+        done = run([cat, "json:{'driver':'nbd','path':'%s'}" % (work / "nobody")], **library)
+        report("Failed to connect" in done.stderr, "so does what needs libnbd", done.stderr)
     print(f"1..{number}")
     sys.exit(1 if failed else 0)
 

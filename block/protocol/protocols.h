@@ -10,7 +10,6 @@ namespace vise {
 
 extern const DriverType file_driver;
 extern const DriverType host_device_driver;
-extern const DriverType nbd_driver;
 extern const DriverType null_co_driver;
 extern const DriverType null_aio_driver;
 

@@ -8,24 +8,15 @@
 #include <memory>
 #include <optional>
 #include <span>
-#include <string>
 
+#include "protocol/nbd/client.h"
 #include "util/fd_watch.h"
 #include "util/io_engine.h"
-#include "util/socket.h"
-#include "util/tls_credentials.h"
 #include "vise/task.h"
 
 struct nbd_handle;
 
 namespace vise::nbd {
-
-/// Which export of which server.
-struct Target {
-  SocketAddress address;
-  std::string export_name;
-  std::shared_ptr<TlsCredentials> tls;  // null: none
-};
 
 /// Makes TLS with those credentials a condition of connecting to `address`. Throws Error.
 void prepare_tls(nbd_handle* handle, const SocketAddress& address,

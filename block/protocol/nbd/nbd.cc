@@ -7,7 +7,6 @@
 #include <cerrno>
 #include <utility>
 
-#include "protocol/protocols.h"
 #include "util/driver_options.h"
 #include "vise/context.h"
 #include "vise/error.h"

@@ -14,6 +14,8 @@
 
 namespace vise {
 
+extern const DriverType nbd_driver;
+
 struct NbdOptions {
   nbd::Target target;
   std::chrono::seconds reconnect_delay{0};

@@ -1,0 +1,93 @@
+# groups: quick auto
+"""What a program loads before it does anything, and what it loads only when that is needed."""
+import shutil
+
+from nbd_server import *
+from vise_iotest import *
+
+PROGRAMS = ["vise-img", "vise-io", "vise-nbd", "vise-storage-daemon"]
+# Each brings others with it, and all of them are linked before main() runs.
+LATE = ["libnbd", "libxml2", "libicuuc"]
+
+
+def built_with_modules(t):
+    if not list(t.build.rglob("modules/nbd.so")):
+        raise Skip("built without plugins")
+
+
+def loaded_by(t, *command):
+    """The shared objects that the dynamic loader maps while it runs."""
+    shown = t.run(*command, env={"LD_DEBUG": "files"}).stderr
+    return set(re.findall(r"calling init: (\S+)", shown))
+
+
+@cases(program=PROGRAMS)
+def large_libraries_are_not_loaded_for_nothing(t, program):
+    built_with_modules(t)
+    names = loaded_by(t, t.tools / program, "--version")
+    t.check(any("libvise.so" in name for name in names), f"this is the list: {names}")
+    t.equal([name for name in names if any(late in name for late in LATE)], [], "loaded")
+
+
+@case
+def images_in_files_need_no_libnbd(t):
+    built_with_modules(t)
+    t.vise_img("create", "-f", "qcow2", "a.qcow2", "1M")
+    names = loaded_by(t, t.tools / "vise-img", "info", "a.qcow2")
+    t.equal([name for name in names if any(late in name for late in LATE)], [], "loaded")
+
+
+@case
+def an_nbd_node_loads_libnbd(t):
+    built_with_modules(t)
+    t.write("a.raw", bytes(MIB))
+    server = serve(t, "-f", "raw", "a.raw")
+    names = loaded_by(t, t.tools / "vise-img", "info", "-f", "raw", server.uri())
+    t.check(any("modules/nbd.so" in name for name in names), f"the module is missing: {names}")
+    t.check(any("libnbd.so" in name for name in names), f"libnbd is missing: {names}")
+
+
+def with_library_alone(t):
+    """The environment in which programs use a copy of libvise that has no modules beside it."""
+    built_with_modules(t)
+    library = next(t.build.rglob("libvise.so.0"))
+    t.path("lib").mkdir()
+    shutil.copy(library.resolve(), t.path("lib/libvise.so.0"))
+    return {"LD_LIBRARY_PATH": str(t.path("lib"))}
+
+
+@case
+def a_missing_module_is_named(t):
+    env = with_library_alone(t)
+    t.write("a.raw", bytes(MIB))
+    t.vise_img("info", "-f", "raw", "a.raw", env=env)  # does not need it
+    refused = t.vise_img("info", "nbd://localhost/", code=1, env=env)
+    if "not installed" not in refused.stderr:
+        raise Skip("another Vise is installed on this machine")
+    t.fails_clearly(refused, "nbd.so", str(t.path("lib/vise/modules")))
+
+
+@case
+def a_broken_module_is_named(t):
+    env = with_library_alone(t)
+    t.path("lib/vise/modules").mkdir(parents=True)
+    t.write("lib/vise/modules/nbd.so", b"this is no shared object")
+    refused = t.vise_img("info", "nbd://localhost/", code=1, env=env)
+    t.fails_clearly(refused, str(t.path("lib/vise/modules/nbd.so")), "Could not load module")
+
+
+@case
+def the_plugin_path_has_no_say_in_modules(t):
+    env = with_library_alone(t)
+    t.path("lib/vise/modules").mkdir(parents=True)
+    shutil.copy(next(t.build.rglob("modules/nbd.so")), t.path("lib/vise/modules/nbd.so"))
+    t.path("plugins").mkdir()
+    for name in ["nbd.so", "vise-nbd.so"]:
+        t.write(f"plugins/{name}", b"this is no shared object")
+    t.write("a.raw", bytes(MIB))
+    server = serve(t, "-f", "raw", "a.raw")
+    t.vise_img("info", "-f", "raw", server.uri(),
+               env={**env, "VISE_PLUGIN_PATH": str(t.path("plugins"))})
+
+
+main()
