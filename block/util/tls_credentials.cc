@@ -1,127 +1,36 @@
 #include "util/tls_credentials.h"
 
 #include <fmt/format.h>
-#include <gnutls/gnutls.h>
-#include <gnutls/x509.h>
 #include <unistd.h>
 
+#include <cassert>
 #include <cerrno>
-#include <ctime>
-#include <fstream>
-#include <iterator>
 #include <utility>
 
 #include "util/driver_options.h"
+#include "util/tls.h"
 #include "vise/error.h"
 
 namespace vise {
 
-namespace {
-
-[[noreturn]] void fail(const std::string& file, int code) {
-  throw Error(EINVAL, fmt::format("TLS credentials '{}': {}", file, gnutls_strerror(code)));
-}
-
-// GnuTLS does not say which file it could not open.
 void require_readable(const std::string& file) {
   if (::access(file.c_str(), R_OK) == 0) return;
   throw Error::system_error(errno, fmt::format("TLS credentials '{}'", file));
 }
 
-void check_time(const std::string& file) {
-  std::ifstream stream(file, std::ios::binary);
-  std::string text((std::istreambuf_iterator<char>(stream)), std::istreambuf_iterator<char>());
-  gnutls_x509_crt_t certificate = nullptr;
-  gnutls_x509_crt_init(&certificate);
-  const gnutls_datum_t data{reinterpret_cast<unsigned char*>(text.data()),
-                            static_cast<unsigned>(text.size())};
-  const int status = gnutls_x509_crt_import(certificate, &data, GNUTLS_X509_FMT_PEM);
-  const std::time_t begin = gnutls_x509_crt_get_activation_time(certificate);
-  const std::time_t end = gnutls_x509_crt_get_expiration_time(certificate);
-  gnutls_x509_crt_deinit(certificate);
-  if (status < 0) fail(file, status);
-  const std::time_t now = std::time(nullptr);
-  if (now < begin || now > end) {
-    throw Error(EINVAL, fmt::format("TLS credentials '{}': the certificate {}", file,
-                                    now < begin ? "is not valid yet" : "has expired"));
-  }
-}
-
-}  // namespace
-
-struct TlsCredentials::Loaded {
-  gnutls_certificate_credentials_t certificates = nullptr;
-  gnutls_psk_server_credentials_t keys = nullptr;
-  ~Loaded() {
-    if (certificates != nullptr) gnutls_certificate_free_credentials(certificates);
-    if (keys != nullptr) gnutls_psk_free_server_credentials(keys);
-  }
-};
-
-TlsCredentials::TlsCredentials(Options options)
-    : options_(std::move(options)), loaded_(std::make_unique<Loaded>()) {
+TlsCredentials::TlsCredentials(Options options) : options_(std::move(options)) {
   if (options_.folder.empty()) throw Error(EINVAL, "TLS credentials: 'dir' is missing");
-  if (options_.endpoint == Endpoint::client) {
-    require_readable(path(options_.kind == Kind::x509 ? "ca-cert.pem" : "keys.psk"));
-    return;
-  }
-  if (options_.kind == Kind::x509)
-    load_certificates();
+  if (options_.endpoint == Endpoint::server)
+    loaded_ = tls::library().load(options_);
   else
-    load_keys();
+    require_readable(path(options_.kind == Kind::x509 ? "ca-cert.pem" : "keys.psk"));
 }
 
 TlsCredentials::~TlsCredentials() = default;
 
-void TlsCredentials::load_certificates() {
-  gnutls_certificate_allocate_credentials(&loaded_->certificates);
-  const std::string authority = path("ca-cert.pem");
-  const std::string certificate = path("server-cert.pem");
-  const std::string key = path("server-key.pem");
-  const std::string revoked = path("ca-crl.pem");
-  for (const std::string& file : {authority, certificate, key}) require_readable(file);
-  int status = gnutls_certificate_set_x509_trust_file(loaded_->certificates, authority.c_str(),
-                                                      GNUTLS_X509_FMT_PEM);
-  if (status < 0) fail(authority, status);
-  status = gnutls_certificate_set_x509_key_file(loaded_->certificates, certificate.c_str(),
-                                                key.c_str(), GNUTLS_X509_FMT_PEM);
-  if (status < 0) fail(certificate, status);
-  if (::access(revoked.c_str(), F_OK) == 0) {
-    status = gnutls_certificate_set_x509_crl_file(loaded_->certificates, revoked.c_str(),
-                                                  GNUTLS_X509_FMT_PEM);
-    if (status < 0) fail(revoked, status);
-  }
-  if (options_.sanity_check) {
-    check_time(authority);
-    check_time(certificate);
-  }
-}
-
-void TlsCredentials::load_keys() {
-  gnutls_psk_allocate_server_credentials(&loaded_->keys);
-  const std::string file = path("keys.psk");
-  require_readable(file);
-  const int status = gnutls_psk_set_server_credentials_file(loaded_->keys, file.c_str());
-  if (status < 0) fail(file, status);
-}
-
-void TlsCredentials::prepare(void* opaque) const {
-  auto* session = static_cast<gnutls_session_t>(opaque);
-  std::string priority = options_.priority.empty() ? "NORMAL" : options_.priority;
-  priority += ":-VERS-TLS1.0:-VERS-TLS1.1";
-  if (options_.kind == Kind::psk) priority += ":+ECDHE-PSK:+DHE-PSK:+PSK";
-  const char* where = nullptr;
-  const int status = gnutls_priority_set_direct(session, priority.c_str(), &where);
-  if (status < 0) {
-    throw Error(EINVAL, fmt::format("TLS priority '{}': {}", priority, gnutls_strerror(status)));
-  }
-  if (options_.kind == Kind::psk) {
-    gnutls_credentials_set(session, GNUTLS_CRD_PSK, loaded_->keys);
-    return;
-  }
-  gnutls_credentials_set(session, GNUTLS_CRD_CERTIFICATE, loaded_->certificates);
-  gnutls_certificate_server_set_request(
-      session, options_.verify_peer ? GNUTLS_CERT_REQUIRE : GNUTLS_CERT_IGNORE);
+std::unique_ptr<tls::Session> TlsCredentials::start_session(int fd) const {
+  assert(loaded_ != nullptr && "these are for a client");
+  return loaded_->start(fd);
 }
 
 namespace {

@@ -9,6 +9,11 @@
 
 namespace vise {
 
+namespace tls {
+class ServerCredentials;
+class Session;
+}  // namespace tls
+
 class TlsCredentials final : public Object {
  public:
   enum class Kind { x509, psk };
@@ -22,6 +27,9 @@ class TlsCredentials final : public Object {
     bool sanity_check = true;  // x509: refuse certificates whose time is not now
     std::string priority;      // in GnuTLS's notation; empty: NORMAL
     std::string username;      // psk, clients; empty: "qemu"
+
+    /// Of one of the files in the folder.
+    std::string path(const char* file) const { return folder + "/" + file; }
   };
 
   /// Loads the files, if it is for a server: a client's are read when it connects. Throws Error
@@ -30,20 +38,19 @@ class TlsCredentials final : public Object {
   ~TlsCredentials() override;
 
   const Options& options() const { return options_; }
-  /// Of one of the files in the folder.
-  std::string path(const char* file) const { return options_.folder + "/" + file; }
+  std::string path(const char* file) const { return options_.path(file); }
 
-  /// For a session of a server; `session` is a gnutls_session_t, the credentials outlive it.
-  void prepare(void* session) const;
+  /// A session of a server (util/tls.h) on a connected, nonblocking socket, which stays the
+  /// caller's. The credentials outlive it. Throws Error.
+  std::unique_ptr<tls::Session> start_session(int fd) const;
 
  private:
-  struct Loaded;
-  void load_certificates();
-  void load_keys();
-
   Options options_;
-  std::unique_ptr<Loaded> loaded_;
+  std::unique_ptr<tls::ServerCredentials> loaded_;  // null for clients
 };
+
+/// Throws Error that names the file, since GnuTLS does not say which one it could not open.
+void require_readable(const std::string& file);
 
 /// Who may use a server: the object authz-simple.
 class SimpleAuthorization final : public Object {

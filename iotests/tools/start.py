@@ -7,7 +7,7 @@ from vise_iotest import *
 
 PROGRAMS = ["vise-img", "vise-io", "vise-nbd", "vise-storage-daemon"]
 # Each brings others with it, and all of them are linked before main() runs.
-LATE = ["libnbd", "libxml2", "libicuuc"]
+LATE = ["libnbd", "libxml2", "libicuuc", "libgnutls", "libp11-kit", "libnettle"]
 
 
 def built_with_modules(t):
@@ -30,7 +30,7 @@ def large_libraries_are_not_loaded_for_nothing(t, program):
 
 
 @case
-def images_in_files_need_no_libnbd(t):
+def images_in_files_need_none_of_them(t):
     built_with_modules(t)
     t.vise_img("create", "-f", "qcow2", "a.qcow2", "1M")
     names = loaded_by(t, t.tools / "vise-img", "info", "a.qcow2")
@@ -45,6 +45,23 @@ def an_nbd_node_loads_libnbd(t):
     names = loaded_by(t, t.tools / "vise-img", "info", "-f", "raw", server.uri())
     t.check(any("modules/nbd.so" in name for name in names), f"the module is missing: {names}")
     t.check(any("libnbd.so" in name for name in names), f"libnbd is missing: {names}")
+
+
+def server_credentials(t):
+    """An object that makes our programs read keys with GnuTLS."""
+    t.path("psk").mkdir()
+    t.write("psk/keys.psk", b"alice:" + b"0123456789abcdef" * 4 + b"\n")
+    return "tls-creds-psk,id=tls0,dir=psk,endpoint=server"
+
+
+@case
+def servers_load_gnutls_where_clients_must_use_tls(t):
+    built_with_modules(t)
+    t.vise_img("create", "-f", "qcow2", "a.qcow2", "1M")
+    names = loaded_by(t, t.tools / "vise-img", "info", "--object", server_credentials(t), "a.qcow2")
+    t.check(any("modules/tls.so" in name for name in names), f"the module is missing: {names}")
+    t.check(any("libgnutls.so" in name for name in names), f"GnuTLS is missing: {names}")
+    t.equal([name for name in names if "libnbd" in name], [], "libnbd")
 
 
 def with_library_alone(t):
@@ -67,13 +84,15 @@ def a_missing_module_is_named(t):
     t.fails_clearly(refused, "nbd.so", str(t.path("lib/vise/modules")))
 
 
-@case
-def a_broken_module_is_named(t):
+@cases(module=["nbd", "tls"])
+def a_broken_module_is_named(t, module):
     env = with_library_alone(t)
     t.path("lib/vise/modules").mkdir(parents=True)
-    t.write("lib/vise/modules/nbd.so", b"this is no shared object")
-    refused = t.vise_img("info", "nbd://localhost/", code=1, env=env)
-    t.fails_clearly(refused, str(t.path("lib/vise/modules/nbd.so")), "Could not load module")
+    t.write(f"lib/vise/modules/{module}.so", b"this is no shared object")
+    t.write("a.raw", bytes(MIB))
+    words = {"nbd": ["nbd://localhost/"], "tls": ["--object", server_credentials(t), "a.raw"]}
+    refused = t.vise_img("info", *words[module], code=1, env=env)
+    t.fails_clearly(refused, str(t.path(f"lib/vise/modules/{module}.so")), "Could not load module")
 
 
 @case
