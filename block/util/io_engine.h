@@ -28,7 +28,8 @@ class IoEngine {
 
   virtual ~IoEngine() = default;
 
-  /// "io_uring" or "threads".
+  /// "io_uring" or "threads". Whether the kernel refuses the ring is seen with the first read or
+  /// write that is for it.
   virtual std::string_view name() const = 0;
 
   /// Fills `data`; returns how many bytes there were, less than data.size() only at the end of the
@@ -91,8 +92,8 @@ class IoEngine {
 /// Threads are started as needed, up to 64, and stay.
 std::unique_ptr<IoEngine> make_io_threads(EventLoop& loop);
 
-/// Null if the kernel refuses or Vise was built without io_uring. `threads` does what the ring
-/// cannot, and must outlive the result.
+/// Null if Vise was built without io_uring. `threads` does what the ring cannot, and all if the
+/// kernel refuses it; must outlive the result.
 std::unique_ptr<IoEngine> make_io_uring(EventLoop& loop, IoEngine& threads);
 
 }  // namespace vise

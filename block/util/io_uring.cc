@@ -25,25 +25,6 @@ class IoUring final : public IoEngine {
  public:
   IoUring(EventLoop& loop, IoEngine& threads) : loop_(loop), threads_(threads) {}
 
-  // 0 or the errno of a kernel that refuses.
-  int set_up() {
-    // The completions of COOP_TASKRUN wait for the next system call, and there is one per turn of
-    // the loop anyway. Kernels before 6.0 do not know one of the flags.
-    int result = io_uring_queue_init(ring_entries, &ring_,
-                                     IORING_SETUP_COOP_TASKRUN | IORING_SETUP_SINGLE_ISSUER);
-    if (result == -EINVAL) result = io_uring_queue_init(ring_entries, &ring_, 0);
-    if (result < 0) return -result;
-    // Without NODROP (Linux 5.5) completions beyond the queue's size would be lost, and reads and
-    // writes without iovecs came just after it.
-    if ((ring_.features & (IORING_FEAT_NODROP | IORING_FEAT_RW_CUR_POS)) !=
-        (IORING_FEAT_NODROP | IORING_FEAT_RW_CUR_POS)) {
-      io_uring_queue_exit(&ring_);
-      return ENOSYS;
-    }
-    attach();
-    return 0;
-  }
-
   ~IoUring() override {
     if (source_ == nullptr) return;
     assert(in_flight_ == 0 && pending_ == nullptr);
@@ -52,13 +33,38 @@ class IoUring final : public IoEngine {
     io_uring_queue_exit(&ring_);
   }
 
-  std::string_view name() const override { return "io_uring"; }
+  std::string_view name() const override { return refused_ ? threads_.name() : "io_uring"; }
 
  private:
   struct RingSource {
     GSource base;
     IoUring* engine;
   };
+
+  // A ring is made for the first request that is for it: many a program has none. False if the
+  // kernel refuses.
+  bool is_set_up() {
+    if (source_ == nullptr && !refused_) refused_ = !set_up();
+    return !refused_;
+  }
+
+  bool set_up() {
+    // The completions of COOP_TASKRUN wait for the next system call, and there is one per turn of
+    // the loop anyway. Kernels before 6.0 do not know one of the flags.
+    int result = io_uring_queue_init(ring_entries, &ring_,
+                                     IORING_SETUP_COOP_TASKRUN | IORING_SETUP_SINGLE_ISSUER);
+    if (result == -EINVAL) result = io_uring_queue_init(ring_entries, &ring_, 0);
+    if (result < 0) return false;
+    // Without NODROP (Linux 5.5) completions beyond the queue's size would be lost, and reads and
+    // writes without iovecs came just after it.
+    if ((ring_.features & (IORING_FEAT_NODROP | IORING_FEAT_RW_CUR_POS)) !=
+        (IORING_FEAT_NODROP | IORING_FEAT_RW_CUR_POS)) {
+      io_uring_queue_exit(&ring_);
+      return false;
+    }
+    attach();
+    return true;
+  }
 
   void attach() {
     static GSourceFuncs functions = {prepare, check, dispatch, nullptr, nullptr, nullptr};
@@ -72,7 +78,9 @@ class IoUring final : public IoEngine {
   // its own. Ours are as fast, and end with the process: after a kill, a sync on one of the
   // kernel's holds the file, and so our locks on it, until it is through.
   void start(Request& request) override {
-    if (request.operation != Operation::read && request.operation != Operation::write) {
+    const bool transfers =
+        request.operation == Operation::read || request.operation == Operation::write;
+    if (!transfers || !is_set_up()) {
       start_on(threads_, request);
       return;
     }
@@ -160,6 +168,7 @@ class IoUring final : public IoEngine {
   IoEngine& threads_;
   io_uring ring_{};
   RingSource* source_ = nullptr;
+  bool refused_ = false;
   unsigned in_flight_ = 0;
   Request* pending_ = nullptr;
   Request** pending_end_ = &pending_;
@@ -169,9 +178,7 @@ class IoUring final : public IoEngine {
 }  // namespace
 
 std::unique_ptr<IoEngine> make_io_uring(EventLoop& loop, IoEngine& threads) {
-  auto engine = std::make_unique<IoUring>(loop, threads);
-  if (engine->set_up() != 0) return nullptr;
-  return engine;
+  return std::make_unique<IoUring>(loop, threads);
 }
 
 }  // namespace vise

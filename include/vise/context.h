@@ -26,7 +26,8 @@ class Context {
 
   EventLoop& loop() { return *loop_; }
   WorkerPool& workers() { return *workers_; }
-  /// io_uring where the kernel allows it, else the same as io_threads().
+  /// io_uring where it is wanted, the same as io_threads() where not. Where the kernel refuses, it
+  /// hands all to that.
   IoEngine& io() { return io_uring_ ? *io_uring_ : *io_threads_; }
   /// A thread pool engine whatever the default is, for aio=threads.
   IoEngine& io_threads() { return *io_threads_; }
@@ -37,7 +38,7 @@ class Context {
   std::unique_ptr<EventLoop> loop_;
   std::unique_ptr<WorkerPool> workers_;
   std::unique_ptr<IoEngine> io_threads_;
-  std::unique_ptr<IoEngine> io_uring_;  // null where it is not to be had
+  std::unique_ptr<IoEngine> io_uring_;  // null where it is not wanted or not built
   std::unique_ptr<DriverTable> drivers_;
   std::unique_ptr<ObjectTable> objects_;
 };

@@ -9,7 +9,9 @@
 
 #include <cerrno>
 #include <cstring>
+#include <filesystem>
 #include <random>
+#include <system_error>
 #include <vector>
 
 #include "vise/buffer.h"
@@ -33,7 +35,11 @@ class IoEngineTest : public testing::TestWithParam<Engine> {
 
   void SetUp() override {
     ASSERT_GE(fd_, 0);
-    if (GetParam() == Engine::io_uring && !uring_) GTEST_SKIP() << "the kernel refuses io_uring";
+    if (GetParam() == Engine::threads) return;
+    if (!uring_) GTEST_SKIP() << "built without io_uring";
+    std::byte byte{};  // the first request makes the ring
+    loop_.run(uring_->read(fd_, std::span(&byte, 1), 0));
+    if (uring_->name() != "io_uring") GTEST_SKIP() << "the kernel refuses io_uring";
   }
 
   IoEngine& engine() { return uring_ ? *uring_ : *threads_; }
@@ -54,6 +60,33 @@ std::vector<std::byte> random_bytes(std::size_t size, unsigned seed) {
   std::vector<std::byte> bytes(size);
   for (std::byte& byte : bytes) byte = static_cast<std::byte>(random());
   return bytes;
+}
+
+std::size_t open_rings() {
+  std::size_t count = 0;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd")) {
+    std::error_code gone;
+    count += std::filesystem::read_symlink(entry, gone) == "anon_inode:[io_uring]" ? 1 : 0;
+  }
+  return count;
+}
+
+TEST(IoUringEngine, MakesARingForTheFirstRequestThatIsForIt) {
+  EventLoop loop;
+  const auto threads = make_io_threads(loop);
+  const auto uring = make_io_uring(loop, *threads);
+  if (!uring) GTEST_SKIP() << "built without io_uring";
+  char name[] = "/tmp/vise-io-engine-XXXXXX";
+  const int fd = mkostemp(name, O_CLOEXEC);
+  unlink(name);
+  std::byte byte{};
+  loop.run(threads->write(fd, std::span<const std::byte>(&byte, 1), 0));
+  loop.run(uring->sync(fd));
+  loop.run(uring->read(fd, std::span(&byte, 1), 0, IoEngine::Medium::page_cache));
+  EXPECT_EQ(open_rings(), 0U);
+  loop.run(uring->read(fd, std::span(&byte, 1), 0));
+  EXPECT_EQ(open_rings(), uring->name() == "io_uring" ? 1U : 0U);
+  close(fd);
 }
 
 TEST_P(IoEngineTest, WhatIsWrittenIsRead) {
