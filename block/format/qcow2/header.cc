@@ -370,7 +370,11 @@ Header Header::decode(std::span<const std::byte> image_start, Purpose purpose) {
   const RawFields raw =
       read_fields(BigEndianReader(zero_extended(image_start, v3_header_length)), h);
   check_geometry(h, raw);
-  const std::vector<std::byte> cluster = zero_extended(image_start, h.cluster_size());
+  // Only a file that ends inside its first cluster is worth a copy.
+  std::vector<std::byte> longer;
+  if (image_start.size() < h.cluster_size()) longer = zero_extended(image_start, h.cluster_size());
+  const std::span<const std::byte> cluster =
+      longer.empty() ? image_start.first(h.cluster_size()) : longer;
   check_compression(h, raw);
   check_incompatible_features(cluster, h, raw, purpose);
   check_features(h);

@@ -50,7 +50,9 @@ Task<void> Refcounts::load() {
 
 void Refcounts::guard_blocks() {
   guard_.clear(Metadata::refcount_block);
-  for (const std::uint64_t block : table_) guard_.add(Metadata::refcount_block, HostOffset(block));
+  for (const std::uint64_t block : table_) {
+    if (block != 0) guard_.add(Metadata::refcount_block, HostOffset(block));
+  }
 }
 
 Task<void> Refcounts::reload() {
