@@ -1,5 +1,5 @@
-// Parts of the library that lie in files of their own because of what they pull in: few runs of a
-// program need libnbd or GnuTLS, but all would wait until they are loaded and linked.
+// Parts of the library and the programs that lie in files of their own because of what they pull
+// in: few runs need libnbd, GnuTLS or libedit, but all would wait until they are loaded and linked.
 #pragma once
 
 #include <filesystem>

@@ -1,13 +1,17 @@
 # groups: quick auto
 """What a program loads before it does anything, and what it loads only when that is needed."""
+import pty
 import shutil
+import termios
+import threading
 
+import vise_iotest
 from nbd_server import *
 from vise_iotest import *
 
 PROGRAMS = ["vise-img", "vise-io", "vise-nbd", "vise-storage-daemon"]
 # Each brings others with it, and all of them are linked before main() runs.
-LATE = ["libnbd", "libxml2", "libicuuc", "libgnutls", "libp11-kit", "libnettle"]
+LATE = ["libnbd", "libxml2", "libicuuc", "libgnutls", "libp11-kit", "libnettle", "libedit", "libbsd"]
 
 
 def built_with_modules(t):
@@ -62,6 +66,73 @@ def servers_load_gnutls_where_clients_must_use_tls(t):
     t.check(any("modules/tls.so" in name for name in names), f"the module is missing: {names}")
     t.check(any("libgnutls.so" in name for name in names), f"GnuTLS is missing: {names}")
     t.equal([name for name in names if "libnbd" in name], [], "libnbd")
+
+
+class Terminal:
+    """vise-io on a terminal of its own, which does not echo."""
+
+    def __init__(self, t, *arguments, env=None):
+        self.master, slave = pty.openpty()
+        mode = termios.tcgetattr(slave)
+        mode[3] &= ~termios.ECHO
+        termios.tcsetattr(slave, termios.TCSANOW, mode)
+        command = [str(t.tools / "vise-io"), *arguments]
+        self.process = subprocess.Popen(command, cwd=t.dir, env={**t.env, "TERM": "dumb", **(env or {})},
+                                        stdin=slave, stdout=slave, stderr=slave)
+        os.close(slave)
+        vise_iotest._running.append(self.process)
+
+    def type(self, text):
+        os.write(self.master, text.encode())
+
+    def read_all(self):
+        """What it shows until it ends, and its exit status."""
+        timer = threading.Timer(60, self.process.kill)
+        timer.start()
+        shown = b""
+        while True:
+            try:
+                part = os.read(self.master, 4096)
+            except OSError:  # EIO: nobody is on the other side any more
+                part = b""
+            if not part:
+                break
+            shown += part
+        code = self.process.wait()
+        timer.cancel()
+        os.close(self.master)
+        vise_iotest._running.remove(self.process)
+        return shown.decode(errors="replace"), code
+
+
+@case
+def lines_are_edited_and_recalled_on_a_terminal(t):
+    linked_in = any("libedit" in name for name in loaded_by(t, t.tools / "vise-io", "--version"))
+    if not linked_in and not list(t.build.rglob("modules/line_editor.so")):
+        raise Skip("built without libedit")
+    t.vise_img("create", "-f", "qcow2", "a.qcow2", "1M")
+    terminal = Terminal(t, "-f", "qcow2", "a.qcow2")
+    terminal.type("write -q -P 3 0 1k\x01\x0b" + "write -P 3 64k 512X\x7f\n")  # ^A ^K: all away
+    terminal.type("\x10\n")  # ^P: the line before
+    terminal.type("quit\n")
+    shown, code = terminal.read_all()
+    t.equal(code, 0, "exit status")
+    t.equal(shown.count("wrote 512/512 bytes at offset 65536"), 2, "writes")
+    t.vise_io("-f", "qcow2", "a.qcow2", commands=["read -P 3 64k 512", "read -P 0 0 1k"])
+
+
+@case
+def without_the_line_editor_lines_are_plain(t):
+    env = with_library_alone(t)
+    t.vise_img("create", "-f", "qcow2", "a.qcow2", "1M")
+    terminal = Terminal(t, "-f", "qcow2", "a.qcow2", env=env)
+    terminal.type("write -P 3 0 512\nquit\n")
+    shown, code = terminal.read_all()
+    if "line_editor.so" not in shown:
+        raise Skip("built without libedit, or another Vise is installed on this machine")
+    t.equal(code, 0, "exit status")
+    t.check("warning: The module 'line_editor.so' is not installed" in shown, shown)
+    t.check("wrote 512/512 bytes at offset 0" in shown, shown)
 
 
 def with_library_alone(t):

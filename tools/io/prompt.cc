@@ -8,11 +8,7 @@
 #include <utility>
 
 #include "tools/common/output.h"
-#include "vise-config.h"
-
-#ifdef VISE_HAVE_LIBEDIT
-#include <histedit.h>
-#endif
+#include "vise/error.h"
 
 namespace vise::tools {
 
@@ -31,77 +27,14 @@ ssize_t read_byte(EventLoop& loop, char& byte) {
 
 }  // namespace
 
-#ifdef VISE_HAVE_LIBEDIT
-
-class Prompt::Editor {
- public:
-  Editor(EventLoop& loop, std::string& text)
-      : loop_(loop),
-        text_(text),
-        line_(el_init("vise-io", stdin, stdout, stderr)),
-        history_(history_init()) {
-    HistEvent event;
-    history(history_, &event, H_SETSIZE, 1000);
-    el_set(line_, EL_CLIENTDATA, this);
-    el_set(line_, EL_PROMPT, &Editor::prompt);
-    el_set(line_, EL_EDITOR, "emacs");
-    el_set(line_, EL_SIGNAL, 1);
-    el_set(line_, EL_HIST, history, history_);
-    el_set(line_, EL_GETCFN, &Editor::get_character);
-  }
-  ~Editor() {
-    el_end(line_);
-    history_end(history_);
-  }
-  Editor(const Editor&) = delete;
-
-  std::optional<std::string> next_line() {
-    int count = 0;
-    const char* text = el_gets(line_, &count);
-    if (text == nullptr || count <= 0) return std::nullopt;
-    std::string line(text, static_cast<std::size_t>(count));
-    if (line.back() == '\n') line.pop_back();
-    HistEvent event;
-    if (!line.empty()) history(history_, &event, H_ENTER, line.c_str());
-    return line;
-  }
-
- private:
-  static Editor& of(EditLine* line) {
-    void* data = nullptr;
-    el_get(line, EL_CLIENTDATA, &data);
-    return *static_cast<Editor*>(data);
-  }
-  static char* prompt(EditLine* line) { return of(line).text_.data(); }
-  // The commands are ASCII; bytes of other characters pass one by one.
-  static int get_character(EditLine* line, wchar_t* out) {
-    char byte = 0;
-    const ssize_t count = read_byte(of(line).loop_, byte);
-    if (count == 1) *out = static_cast<wchar_t>(static_cast<unsigned char>(byte));
-    return static_cast<int>(count);
-  }
-
-  EventLoop& loop_;
-  std::string& text_;
-  EditLine* line_;
-  History* history_;
-};
-
-#else
-
-class Prompt::Editor {
- public:
-  Editor(EventLoop&, std::string&) {}
-  std::optional<std::string> next_line() { return std::nullopt; }
-};
-
-#endif
-
 Prompt::Prompt(EventLoop& loop, std::string program_name)
-    : loop_(loop), text_(std::move(program_name) + "> ") {
+    : loop_(loop), text_(program_name + "> ") {
 #ifdef VISE_HAVE_LIBEDIT
-  if (isatty(STDIN_FILENO) == 1 && isatty(STDOUT_FILENO) == 1) {
-    editor_ = std::make_unique<Editor>(loop_, text_);
+  if (isatty(STDIN_FILENO) != 1 || isatty(STDOUT_FILENO) != 1) return;
+  try {
+    editor_ = line_editing().start(text_, [&loop](char& byte) { return read_byte(loop, byte); });
+  } catch (const Error& error) {
+    print_warning({std::move(program_name)}, error.message());
   }
 #endif
 }
