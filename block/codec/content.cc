@@ -37,6 +37,10 @@ std::size_t printable(const Counts& counts) {
   return sum;
 }
 
+bool looks_like_code(const Counts& counts, std::size_t size) {
+  return counts[0xff] * 100 >= size && counts[0xff] * 8 < size && counts[0] * 4 < size;
+}
+
 }  // namespace
 
 Content content_of(std::span<const std::byte> cluster) {
@@ -52,7 +56,8 @@ Content content_of(std::span<const std::byte> cluster) {
   if (cluster.size() >= least_sample && looks_random(counts, size)) return Content::random;
   const std::size_t text = printable(counts);
   if (text * 2 >= size) return Content::text;
-  return text * 10 >= size * 3 ? Content::programs : Content::tables;
+  if (text * 10 < size * 3) return Content::tables;
+  return looks_like_code(counts, size) ? Content::code : Content::programs;
 }
 
 bool is_incompressible(Content content, std::span<const std::byte> cluster,

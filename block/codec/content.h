@@ -8,7 +8,9 @@ namespace vise::codec {
 
 /// By the share of printable ASCII in a sample: under three tenths (tables, compressed or foreign
 /// things), under a half (programs), or more (text, sources, what has strings for the most part).
-enum class Content { random, tables, programs, text };
+/// Of programs, `code` is what has as many bytes 0xff as machine code does, between small negative
+/// numbers, but is not mostly zeros.
+enum class Content { random, tables, programs, code, text };
 
 /// Looks at a sixteenth of the bytes, at most 4 KiB. Under 256 bytes nothing is random. Any thread.
 Content content_of(std::span<const std::byte> cluster);

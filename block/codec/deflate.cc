@@ -169,7 +169,8 @@ std::size_t encode_fastest(Bytes cluster, std::span<std::byte> stored) {
 /// checksum, by which some clusters are chosen and others of the same kind are not.
 bool is_for_isal(Content content, std::size_t cluster_size, std::uint32_t sum) {
   if (cluster_size < 65536) return false;
-  return content == Content::text || (content == Content::programs && sum % 8 < 3);
+  const bool is_program = content == Content::programs || content == Content::code;
+  return content == Content::text || (is_program && sum % 8 < 3);
 }
 
 #else

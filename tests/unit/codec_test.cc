@@ -8,6 +8,8 @@
 #include <zstd.h>
 
 #include <algorithm>
+#include <fstream>
+#include <iterator>
 #include <memory>
 #include <random>
 #include <string>
@@ -510,6 +512,48 @@ TEST(ContentOf, IsToldByTheShareOfPrintableBytes) {
     EXPECT_EQ(content_of(Bytes(size)), Content::tables) << size;
   }
   EXPECT_EQ(content_of(Bytes(3, std::byte{'a'})), Content::text) << "shorter than a sample";
+}
+
+TEST(ContentOf, KnowsMachineCodeByItsSmallNegativeNumbers) {
+  std::mt19937 random(10);
+  const auto program = [&random](unsigned ones, unsigned zeros) {  // percent of the bytes
+    Bytes bytes(65536);
+    for (std::byte& value : bytes) {
+      const unsigned dice = random() % 100;
+      const unsigned other = random() % 2 == 0 ? 'a' + random() % 20 : 128 + random() % 64;
+      value = static_cast<std::byte>(dice < ones ? 0xff : dice < ones + zeros ? 0 : other);
+    }
+    return bytes;
+  };
+  EXPECT_EQ(content_of(program(4, 12)), Content::code);
+  EXPECT_EQ(content_of(program(0, 12)), Content::programs) << "message catalogues";
+  EXPECT_EQ(content_of(program(20, 12)), Content::programs) << "tables of numbers";
+  EXPECT_EQ(content_of(program(4, 32)), Content::programs) << "relocations, symbols";
+}
+
+// Machine code is compressed by another strategy: it comes back, and others can read it.
+TEST(ContentOf, MachineCodeComesBackFromZstd) {
+  std::ifstream file("/proc/self/exe", std::ios::binary);
+  const std::string program(std::istreambuf_iterator<char>(file), {});
+  const auto* const bytes = reinterpret_cast<const std::byte*>(program.data());
+  unsigned found = 0;
+  for (const std::size_t size : {32768u, 65536u, 131072u, 262144u}) {
+    for (std::size_t at = 0; at + size <= program.size(); at += size) {
+      const Bytes cluster = Bytes(bytes + at, bytes + at + size);
+      found += content_of(cluster) == Content::code;
+      const Bytes stored = stored_form(Codec::zstd, default_level, cluster);
+      if (stored.empty()) continue;
+      Bytes back(size);
+      const DecodeResult result = decode(Codec::zstd, stored, back);
+      EXPECT_TRUE(result.ok && result.had_checksum);
+      EXPECT_TRUE(back == cluster);
+      EXPECT_EQ(ZSTD_decompress(back.data(), size, stored.data(), stored.size()), size);
+      EXPECT_TRUE(back == cluster);
+    }
+  }
+#ifdef __x86_64__
+  EXPECT_GT(found, 0u) << "the test itself is machine code";
+#endif
 }
 
 // The default takes another library for some kinds from 64 KiB on: each comes back.
