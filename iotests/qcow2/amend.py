@@ -1,5 +1,7 @@
 # groups: rw auto
 """vise-img amend: the content stays, both programs find the image sound and take it up again."""
+import struct
+
 from vise_iotest import *
 
 
@@ -107,6 +109,117 @@ def zstd_images_become_version_2_without_compressed_clusters(t, compressed):
                 ("1.1", "zstd") if done.code else ("0.10", "zlib"), "form")
     if compressed != "nowhere":
         t.fails_clearly(done, "zlib alone")
+
+
+def contents(t, image):
+    """Digests of the disk and of every snapshot, as qemu-img reads them (ours where there is none)."""
+    read = t.qemu_img if has("qemu-img") else t.vise_img
+    found = {}
+    for snapshot in t.vise_img("info", "--output=json", image).json.get("snapshots", []):
+        read("convert", "-l", f"snapshot.id={snapshot['id']}", "-O", "raw", image, "view")
+        found[snapshot["id"]] = t.digest("view")
+    read("convert", "-O", "raw", image, "view")
+    found["disk"] = t.digest("view")
+    return found
+
+
+def becomes_version_2(t, image):
+    """Amends it, and expects all that was readable before."""
+    before = contents(t, image)
+    t.equal(t.vise_img("amend", "-o", "compat=0.10,refcount_bits=16", image).output, "", "output")
+    t.equal(info(t, image)["compat"], "0.10", "version")
+    t.sound(image)
+    t.equal(contents(t, image), before, "contents")
+    t.equal(data(t, image), before["disk"], "the disk for us")
+
+
+@cases(backing=[False, True])
+def zeros_of_snapshots_expand(t, backing):
+    # Zeros above data that the first snapshot has there (the entry keeps the host cluster), zeros
+    # that own nothing, zeros that all share, and zeros in one snapshot where another has data.
+    make(t, backing=backing)
+    t.vise_img("snapshot", "-c", "data", "a.qcow2")
+    t.vise_io("-f", "qcow2", "a.qcow2", commands=["write -q -z 0 128k", "write -q -z -u 128k 64k"])
+    t.vise_img("snapshot", "-c", "zeros", "a.qcow2")
+    t.vise_img("snapshot", "-c", "again", "a.qcow2")
+    t.vise_io("-f", "qcow2", "a.qcow2", commands=["write -q -P 5 64k 64k", "write -q -z 2M 1M"])
+    t.vise_img("snapshot", "-c", "mixed", "a.qcow2")
+    t.vise_io("-f", "qcow2", "a.qcow2", commands=["write -q -P 6 2M 64k", "write -q -z 3500k 64k"])
+    becomes_version_2(t, "a.qcow2")
+    for name in ["data", "zeros", "again", "mixed"]:
+        t.vise_img("snapshot", "-a", name, "a.qcow2")
+        t.vise_io("-f", "qcow2", "a.qcow2", commands=["write -q -P 1 0 4M"])
+        t.sound("a.qcow2")
+    for name in ["zeros", "data", "mixed", "again"]:
+        t.vise_img("snapshot", "-d", name, "a.qcow2")
+        t.sound("a.qcow2")
+
+
+@cases(seed=range(8))
+def random_images_become_version_2_and_back(t, seed):
+    chosen = random.Random(seed)
+    cluster = chosen.choice([512, 4096, 65536])
+    sectors = 40 * cluster // 512 + chosen.randrange(8)
+    words = []
+    if chosen.random() < 0.6:
+        t.write("base", mixed_data(chosen.randrange(1, 2 * sectors) * 512, cluster, seed))
+        words = ["-b", "base", "-F", "raw"]
+    maker, writer = (t.qemu_img, t.qemu_io) if seed % 2 else (t.vise_img, t.vise_io)
+    maker("create", "-q", "-f", "qcow2", "-o", f"cluster_size={cluster}", *words, "a.qcow2",
+          sectors * 512)
+    for _ in range(2):
+        for step in range(4):
+            commands = []
+            for _ in range(12):
+                first = chosen.randrange(40) * cluster
+                length = min(chosen.randint(1, 6) * cluster, sectors * 512 - first)
+                kind = chosen.choice(["-z", "-z -u", "-z", f"-P {chosen.randrange(256)}"])
+                commands.append(f"write -q {kind} {first} {length}")
+            writer("-d", "unmap", "-f", "qcow2", "a.qcow2", commands=commands)
+            maker("snapshot", "-c", f"s{step}", "a.qcow2")
+        becomes_version_2(t, "a.qcow2")
+        before = contents(t, "a.qcow2")
+        t.vise_img("amend", "-o", "compat=1.1", "a.qcow2")
+        t.sound("a.qcow2")
+        t.equal(contents(t, "a.qcow2"), before, "contents")
+
+
+@case
+def progress_goes_on_while_zeros_expand(t):
+    t.vise_img("create", "-q", "-f", "qcow2", "-o", "cluster_size=512", "a.qcow2", "4M")
+    t.vise_io("-f", "qcow2", "a.qcow2", commands=["write -q -z 0 4M"])
+    t.vise_img("snapshot", "-c", "s", "a.qcow2")
+    done = t.vise_img("amend", "-p", "-o", "compat=v2", "a.qcow2").stdout
+    shown = [float(number) for number in re.findall(r"\((\d+\.\d\d)/100%\)\r", done)]
+    t.equal(shown, sorted(shown), "progress")
+    t.check(len(shown) > 50 and shown[-1] == 100, shown)
+
+
+@case
+def version_2_refuses_what_it_cannot_have_before_anything_changes(t):
+    t.vise_img("create", "-q", "-f", "qcow2", "-o", "refcount_bits=8", "narrow", "4M")
+    t.vise_img("create", "-q", "-f", "qcow2", "-o", "data_file=data", "external", "4M")
+    t.vise_img("create", "-q", "-f", "qcow2", "-o", "extended_l2=on", "extended", "4M")
+    for name in ["resized", "state"]:
+        t.vise_img("create", "-q", "-f", "qcow2", name, "4M")
+        t.vise_io("-f", "qcow2", name, commands=["write -q -z 0 64k", "write -q -P 1 64k 64k"])
+        t.vise_img("snapshot", "-c", "old", name)
+    t.vise_img("resize", "-q", "resized", "5M")
+    table, = struct.unpack(">Q", t.read("state")[64:72])
+    t.patch("state", table + 40, struct.pack(">Q", 5 << 30))  # the size of 64 bits
+    for name, why in [("narrow", "16 bits"), ("external", "version 2"), ("extended", "version 2"),
+                      ("resized", "'old'.*another size"), ("state", "'old'.*5368709120")]:
+        before = t.digest(name)
+        t.fails_clearly(t.vise_img("amend", "-o", "compat=0.10", name, code=1), why)
+        t.equal(t.digest(name), before, f"image {name}")
+        if has("qemu-img"):
+            t.qemu_img("amend", "-o", "compat=0.10", name, code=1)
+    t.vise_img("create", "-q", "-f", "qcow2", "-o", "refcount_bits=8", "snapped", "4M")
+    t.vise_img("snapshot", "-c", "s", "snapped")
+    before = t.digest("snapped")
+    t.fails_clearly(t.vise_img("amend", "-o", "compat=0.10,refcount_bits=16,size=8M", "snapped",
+                               code=1), "resized")
+    t.equal(t.digest("snapped"), before, "image")
 
 
 @case

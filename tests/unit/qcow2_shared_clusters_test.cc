@@ -109,11 +109,13 @@ TEST(QcowSharedTables, EachTableComesOnceWithTheNumberOfItsUses) {
   tables.add_snapshot({0, 0x20000, 0x30000});
   tables.add_snapshot({0, 0x20000, 0x30000, 0x40000});
   EXPECT_EQ(tables.clusters(), 4u << geometry.l2_bits);
-  EXPECT_TRUE(tables.at(0).empty()) << "the disk alone has it";
+  ASSERT_EQ(tables.at(0).size(), 1u);
+  EXPECT_TRUE(tables.at(0)[0].is_active_alone());
   ASSERT_EQ(tables.at(1).size(), 1u);
   EXPECT_EQ(tables.at(1)[0].offset.bytes(), 0x20000u);
   EXPECT_EQ(tables.at(1)[0].times, 3u);
   EXPECT_TRUE(tables.at(1)[0].is_active);
+  EXPECT_FALSE(tables.at(1)[0].is_active_alone());
   ASSERT_EQ(tables.at(2).size(), 1u);
   EXPECT_EQ(tables.at(2)[0].times, 2u);
   EXPECT_FALSE(tables.at(2)[0].is_active);

@@ -1,5 +1,6 @@
 // Internal snapshots against byte vectors: random writes of all kinds, snapshots taken, applied and
-// deleted; after each step counts are exact, and each snapshot and the disk hold what they held.
+// deleted, the version of the image amended; after each step counts are exact, and each snapshot
+// and the disk hold what they held.
 //   VISE_SEED=N  starts from that seed (1); it is printed by every failure
 //   VISE_RUNS=N  as many seeds (1)
 #include <gtest/gtest.h>
@@ -19,6 +20,8 @@ struct SnapshotCase {
   const char* name;
   std::vector<std::pair<const char*, const char*>> options;
   std::uint64_t clusters;
+  bool amends = false;                 // changes the version now and then
+  std::uint64_t backing_clusters = 0;  // 0: no backing image
 };
 void PrintTo(const SnapshotCase& c, std::ostream* out) { *out << c.name; }
 
@@ -39,6 +42,15 @@ class Qcow2SnapshotModel : public QcowFileTest, public testing::WithParamInterfa
     disk_.assign(GetParam().clusters * cluster + 512, std::byte{0});
     snapshots_.clear();
     made_ = 0;
+    version_ = 3;
+    if (GetParam().backing_clusters > 0) {
+      Bytes below(GetParam().backing_clusters * cluster + 512);
+      for (std::byte& byte : below) byte = static_cast<std::byte>(random_());
+      write_file(folder_.file("below.raw"), below);
+      std::copy_n(below.begin(), std::min(below.size(), disk_.size()), disk_.begin());
+      options.set("backing_file", folder_.file("below.raw"));
+      options.set("backing_fmt", "raw");
+    }
     write_file(file(), new_image(options, disk_.size()));
   }
 
@@ -67,6 +79,8 @@ class Qcow2SnapshotModel : public QcowFileTest, public testing::WithParamInterfa
         apply(root, any());
       } else if (kind == 3 && !snapshots_.empty()) {
         remove(root, any());
+      } else if (kind == 4 && GetParam().amends) {
+        amend(root);
       } else {
         for (unsigned i = 0; i < 1 + random_() % 6; ++i) write(root);
         // Without reopening: what the driver knows in memory must be right, too.
@@ -117,6 +131,15 @@ class Qcow2SnapshotModel : public QcowFileTest, public testing::WithParamInterfa
     snapshots_.erase(name);
   }
 
+  void amend(Child& root) {
+    version_ = 5 - version_;
+    AmendRequest request;
+    request.options.set("compat", version_ == 2 ? "0.10" : "1.1");
+    auto& driver = *tools::find_interface<Amendable>(root.node());
+    const auto work = [&] { return driver.amend(std::move(request)); };
+    run(tools::while_drained(root.node(), work));
+  }
+
   void write(Child& root) {
     const std::uint64_t cluster = root.limits().cluster_size;
     std::uint64_t start = random_() % (disk_.size() / 512) * 512;
@@ -159,6 +182,7 @@ class Qcow2SnapshotModel : public QcowFileTest, public testing::WithParamInterfa
   Bytes disk_;
   std::map<std::string, Bytes> snapshots_;
   unsigned made_ = 0;
+  unsigned version_ = 3;
 };
 
 TEST_P(Qcow2SnapshotModel, KeepsEachSnapshotAndExactCounts) {
@@ -184,7 +208,10 @@ INSTANTIATE_TEST_SUITE_P(
         SnapshotCase{"Zstd", {{"cluster_size", "8k"}, {"compression_type", "zstd"}}, 30},
         SnapshotCase{"Version2", {{"cluster_size", "4k"}, {"compat", "0.10"}}, 40},
         SnapshotCase{"WideCounts", {{"cluster_size", "1k"}, {"refcount_bits", "64"}}, 90},
-        SnapshotCase{"ExtendedL2", {{"cluster_size", "16k"}, {"extended_l2", "on"}}, 12}),
+        SnapshotCase{"ExtendedL2", {{"cluster_size", "16k"}, {"extended_l2", "on"}}, 12},
+        SnapshotCase{"Amended", {{"cluster_size", "1k"}}, 90, true},
+        SnapshotCase{"AmendedSmallClusters", {{"cluster_size", "512"}}, 150, true, 70},
+        SnapshotCase{"AmendedAboveLongBacking", {{"cluster_size", "4k"}}, 30, true, 50}),
     [](const auto& test) { return test.param.name; });
 
 }  // namespace

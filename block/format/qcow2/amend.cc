@@ -105,33 +105,44 @@ void Qcow2::check_amendment(const Amendment& wanted) const {
   const std::uint32_t version = wanted.version.value_or(header_.version);
   const std::uint32_t order = wanted.refcount_order.value_or(header_.refcount_order);
   if (version < 3) {
+    if (header_.snapshot_count > 0 &&
+        wanted.size.value_or(header_.virtual_size) != header_.virtual_size) {
+      throw Error(ENOTSUP, "a version 2 image with internal snapshots cannot be resized");
+    }
     if (order != 4) fail("version 2 images have refcounts of 16 bits only");
     if (wanted.lazy_refcounts.value_or(false)) fail("version 2 images have no lazy refcounts");
   }
-  if (version >= header_.version) return;
-  // Without compressed clusters, how they would be compressed does not matter.
-  const std::uint64_t features = header_.incompatible_features & ~incompatible::compression_type;
-  if (features != 0) {
-    throw Error(ENOTSUP, fmt::format("version 2 images cannot have the features of this one "
-                                     "(incompatible features {:#x})",
-                                     features));
-  }
-  if (header_.bitmaps) throw Error(ENOTSUP, "version 2 images cannot hold dirty bitmaps");
 }
 
 Task<void> Qcow2::amend(AmendRequest request) {
   const Amendment wanted = Amendment::parse(request.options);
   check_amendment(wanted);
+  const std::uint32_t version = wanted.version.value_or(header_.version);
+  const bool lowers = version < header_.version;
+  const bool widens =
+      wanted.refcount_order.value_or(header_.refcount_order) != header_.refcount_order;
   co_await begin_operation();
-  const auto report = [&](double fraction) {
-    if (request.on_progress) request.on_progress(fraction);
+  if (lowers) co_await check_downgrade();
+
+  double reached = 0;
+  const std::function<void(double)> report = [&](double done) {
+    const double share = lowers && widens ? 0.5 : 1;
+    if (request.on_progress) request.on_progress(reached + done * share);
   };
   report(0);
-  if (wanted.version.value_or(header_.version) > header_.version) co_await upgrade();
-  if (wanted.refcount_order.value_or(header_.refcount_order) != header_.refcount_order) {
-    co_await change_refcount_width(*wanted.refcount_order);
+  if (version > header_.version) co_await upgrade();
+  if (widens) {
+    co_await change_refcount_width(*wanted.refcount_order, report);
+    if (lowers) reached = 0.5;
   }
-  report(0.5);
+  co_await change_header(wanted);
+  // Before the version goes down: version 2 has no way to hide a longer backing image.
+  if (wanted.size) co_await truncate(*wanted.size, {});
+  if (lowers) co_await downgrade(report);
+  report(1);
+}
+
+Task<void> Qcow2::change_header(const Amendment& wanted) {
   Header header = header_;
   if (wanted.lazy_refcounts) {
     header.compatible_features &= ~compatible::lazy_refcounts;
@@ -142,9 +153,6 @@ Task<void> Qcow2::amend(AmendRequest request) {
   if (wanted.lazy_refcounts || wanted.data_file_raw || wanted.data_file) {
     co_await write_header(std::move(header));
   }
-  if (wanted.version.value_or(header_.version) < header_.version) co_await downgrade();
-  if (wanted.size) co_await truncate(*wanted.size, {});
-  report(1);
 }
 
 // Version 3 wants the size of the disk in every snapshot.
@@ -165,95 +173,10 @@ Task<void> Qcow2::upgrade() {
   geometry_ = Geometry(header_);
 }
 
-Task<void> Qcow2::downgrade() {
-  const SnapshotTable table =
-      co_await SnapshotTable::read(*file_, header_, SnapshotTable::Mode::strict);
-  const bool other_codec = header_.compression != Codec::deflate;
-  if (other_codec) {
-    co_await require_no_entries(header_.l1_entries, header_.l1_offset, {.compressed = true});
-  }
-  for (const Snapshot& snapshot : table.snapshots) {
-    if (snapshot.virtual_size != header_.virtual_size) {
-      throw Error(ENOTSUP, fmt::format("snapshot '{}' has a disk of another size, which version 2 "
-                                       "images cannot have",
-                                       snapshot.name));
-    }
-    snapshot.check_l1(header_);
-    const Forbidden forbidden{.zero = true, .compressed = other_codec};
-    co_await require_no_entries(snapshot.l1_entries, snapshot.l1_offset, forbidden)
-        .context(fmt::format("snapshot '{}'", snapshot.name));
-  }
-  co_await drop_l1_entries(divide_up(header_.virtual_size, header_.l2_coverage()));
-  co_await expand_zero_entries();
-  co_await begin_operation();
-  Header header = header_;
-  header.version = 2;
-  header.incompatible_features &= ~incompatible::compression_type;
-  header.compression = Codec::deflate;
-  header.compatible_features = 0;
-  header.autoclear_features = 0;
-  header.unknown_fields.clear();
-  co_await write_header(std::move(header));
-  geometry_ = Geometry(header_);
-}
-
-// The tables of snapshots are not to be changed.
-Task<void> Qcow2::require_no_entries(std::uint64_t l1_entries, HostOffset l1_offset,
-                                     Forbidden forbidden) {
-  Buffer l1(l1_entries * 8);
-  co_await read_zero_extended(*file_, l1_offset, l1.span());
-  Buffer table(geometry_.cluster_size);
-  for (std::uint64_t i = 0; i < l1_entries; ++i) {
-    const HostOffset offset(load_be<std::uint64_t>(l1.data() + i * 8) & entry_offset_mask);
-    if (offset.bytes() == 0) continue;
-    co_await read_zero_extended(*file_, offset, table.span());
-    for (std::size_t at = 0; at < table.size(); at += 8) {
-      const auto word = load_be<std::uint64_t>(table.data() + at);
-      const bool compressed = (word & entry_compressed) != 0;
-      if (forbidden.compressed && compressed) {
-        throw Error(ENOTSUP,
-                    "it has compressed clusters of a type that version 2 images cannot "
-                    "have (they know zlib alone)");
-      }
-      if (forbidden.zero && !compressed && (word & entry_zero) != 0) {
-        throw Error(ENOTSUP, "it has zero clusters, which version 2 images cannot have");
-      }
-    }
-  }
-}
-
-// Version 2 cannot say "zeros": where nothing is below, unallocated clusters do, else real zeros.
-Task<void> Qcow2::expand_zero_entries() {
-  const std::uint64_t end = divide_up(header_.virtual_size, geometry_.cluster_size);
-  const std::uint64_t per_table = std::uint64_t{1} << geometry_.l2_bits;
-  for (std::uint64_t first = 0; first < end;) {
-    const std::uint64_t count = std::min(end - first, per_table - geometry_.l2_index(first));
-    if (mapping_.has_table(first)) co_await expand_stretch(first, count);
-    co_await commit_if_due();
-    first += count;
-  }
-}
-
-Task<void> Qcow2::expand_stretch(std::uint64_t first, std::uint64_t count) {
-  const std::uint64_t cluster_size = geometry_.cluster_size;
-  const std::vector<Descriptor> old = co_await descriptors(first, count);
-  const std::uint64_t below = backing_ ? backing_->size() : 0;
-  const Buffer zeroes = Buffer::zeroed(cluster_size);
-  for (std::uint64_t i = 0; i < count; ++i) {
-    if (old[i].compressed || old[i].zero == 0) continue;
-    const GuestOffset offset = geometry_.guest_offset(first + i);
-    const std::uint64_t length = std::min(cluster_size, header_.virtual_size - offset.bytes());
-    if (offset.bytes() < below) {
-      co_await write_allocating(offset, ConstIoVec(zeroes.span().first(length)));
-    } else {
-      co_await clear({offset, length}, Clearing::discard_fully);
-    }
-  }
-}
-
 // The counts go to new structures behind all else, which count themselves; one write of the header
 // switches to them, and the old ones are given back.
-Task<void> Qcow2::change_refcount_width(std::uint32_t order) {
+Task<void> Qcow2::change_refcount_width(std::uint32_t order,
+                                        const std::function<void(double)>& report) {
   Header header = header_;
   header.refcount_order = order;
   const std::uint64_t per_block = header_.refcount_block_entries();
@@ -266,6 +189,7 @@ Task<void> Qcow2::change_refcount_width(std::uint32_t order) {
   std::uint64_t start = divide_up(file_->size(), geometry_.cluster_size);
   Buffer block(geometry_.cluster_size);
   for (std::uint64_t index = 0; index < blocks; ++index) {
+    report(static_cast<double>(index) / static_cast<double>(blocks));
     if (old_table[index] == 0) continue;
     old.add(old_table[index] >> geometry_.cluster_bits);
     co_await read_zero_extended(*file_, HostOffset(old_table[index]), block.span());

@@ -69,7 +69,8 @@ Task<void> Qcow2::find_shared(SharedTables& tables, SnapshotStep& step,
     const std::uint64_t index = geometry_.l2_index(step.next);
     const std::vector<SharedTable> here =
         guard_.telling([&] { return tables.at(geometry_.l1_index(step.next)); });
-    if (here.empty()) {
+    // Where no snapshot has any, nothing is shared.
+    if (std::ranges::all_of(here, &SharedTable::is_active_alone)) {
       step.next += per_table - index;
       ++looked;
       continue;
@@ -78,12 +79,7 @@ Task<void> Qcow2::find_shared(SharedTables& tables, SnapshotStep& step,
     const std::uint64_t length = count * geometry_.l2_entry_size;
     window.clear();
     for (const SharedTable& table : here) {
-      const HostRange whole{table.offset, geometry_.cluster_size};
-      if (refcounts_.overlaps(whole) || whole.overlaps(header_.l1_table())) {
-        throw Error(EIO, fmt::format("the image is corrupt: the L2 table at {:#x} lies in other "
-                                     "metadata",
-                                     table.offset.bytes()));
-      }
+      require_own_place(table.offset);
       const HostOffset start = table.offset + index * geometry_.l2_entry_size;
       co_await read_zero_extended(*file_, start, bytes.first(length));
       window.insert(window.end(), bytes.data(), bytes.data() + length);

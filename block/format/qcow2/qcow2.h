@@ -7,6 +7,7 @@
 //   overlap, integrity                 nothing is written over metadata; corrupt images
 //   compress_in_place, compress_snapshots   what is there, compressed where it lies
 //   shared_clusters                    who else refers to a cluster
+//   amend, downgrade, expand_zeros     the form of an image, changed in place
 //   move_plan, move_clusters, move_tables   making the file shorter
 //   commit                             the order in which metadata reaches the disk
 //   bitmaps, bitmap_directory, bitmap_data   persistent dirty bitmaps
@@ -64,7 +65,9 @@ class MovePlan;
 class References;
 class SharedTables;
 struct SharedCluster;
+struct SharedTable;
 struct SnapshotTable;
+struct ZeroExpansion;
 
 class Qcow2 : public Driver,
               public Checkable,
@@ -273,17 +276,28 @@ class Qcow2 : public Driver,
   // amend.cc
   struct Amendment;
   void check_amendment(const Amendment& wanted) const;
+  Task<void> change_header(const Amendment& wanted);
   Task<void> upgrade();
-  Task<void> downgrade();
-  struct Forbidden {
-    bool zero = false;
-    bool compressed = false;
-  };
-  Task<void> require_no_entries(std::uint64_t l1_entries, HostOffset l1_offset,
-                                Forbidden forbidden);
-  Task<void> expand_zero_entries();
-  Task<void> expand_stretch(std::uint64_t first, std::uint64_t count);
-  Task<void> change_refcount_width(std::uint32_t order);
+  Task<void> change_refcount_width(std::uint32_t order, const std::function<void(double)>& report);
+
+  // downgrade.cc
+  Task<void> check_downgrade();
+  Task<void> require_none_compressed(std::uint64_t l1_entries, HostOffset l1_offset);
+  Task<void> downgrade(const std::function<void(double)>& report);
+
+  // expand_zeros.cc
+  struct ZeroEntry;
+  Task<void> expand_zeros(const std::function<void(double)>& report);
+  Task<void> expand_tables(std::span<const SharedTable> tables, std::uint64_t first,
+                           ZeroExpansion& expansion);
+  void require_own_place(HostOffset table) const;
+  bool may_show_backing(std::uint64_t cluster) const;
+  Task<void> plan_expansion(std::uint64_t cluster, std::span<const ZeroEntry> entries,
+                            ZeroExpansion& expansion);
+  Task<bool> owns_host(const ZeroEntry& entry, std::span<const ZeroEntry> entries);
+  Task<void> carry_out(ZeroExpansion& expansion);
+  Task<void> place_zeros(ZeroExpansion& expansion);
+  Task<void> change_entries(ZeroExpansion& expansion);
 
   // rewrite.cc
   Task<void> write_header(Header header);

@@ -21,7 +21,6 @@ void SharedTables::add(std::vector<std::uint64_t> l1, bool is_active) {
 
 std::vector<SharedTable> SharedTables::at(std::uint64_t index) const {
   std::vector<SharedTable> result;
-  bool any_snapshot = false;
   for (const L1& l1 : tables_) {
     if (index >= l1.entries.size()) continue;
     const HostOffset offset(l1.entries[index] & entry_offset_mask);
@@ -31,14 +30,12 @@ std::vector<SharedTable> SharedTables::at(std::uint64_t index) const {
                                    "not cluster-aligned",
                                    offset.bytes()));
     }
-    any_snapshot = any_snapshot || !l1.is_active;
     const auto found = std::ranges::find(result, offset, &SharedTable::offset);
     SharedTable& table = found != result.end() ? *found : result.emplace_back();
     table.offset = offset;
     ++table.times;
     table.is_active = table.is_active || l1.is_active;
   }
-  if (!any_snapshot) result.clear();
   return result;
 }
 

@@ -24,6 +24,8 @@ struct SharedTable {
   HostOffset offset;
   std::uint64_t times = 0;  // L1 tables that name it at the same index
   bool is_active = false;   // one of them is the active one
+
+  bool is_active_alone() const { return is_active && times == 1; }
 };
 
 /// The L1 tables of an image, to be looked up by index.
@@ -37,8 +39,8 @@ class SharedTables {
   /// Guest clusters that the longest of them covers.
   std::uint64_t clusters() const { return longest_ << geometry_.l2_bits; }
 
-  /// The L2 tables that entry `index` names, each once. Empty where no snapshot has any, so that
-  /// nothing is shared. Throws Error(EIO) for an entry that is not cluster-aligned.
+  /// The L2 tables that entry `index` names, each once.
+  /// Throws Error(EIO) for an entry that is not cluster-aligned.
   std::vector<SharedTable> at(std::uint64_t index) const;
 
  private:
