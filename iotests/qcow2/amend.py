@@ -2,6 +2,7 @@
 """vise-img amend: the content stays, both programs find the image sound and take it up again."""
 import struct
 
+from qcow2_bitmaps import Directory
 from vise_iotest import *
 
 
@@ -182,6 +183,22 @@ def random_images_become_version_2_and_back(t, seed):
         t.vise_img("amend", "-o", "compat=1.1", "a.qcow2")
         t.sound("a.qcow2")
         t.equal(contents(t, "a.qcow2"), before, "contents")
+
+
+@cases(maker=["vise", "qemu"])
+def bitmaps_are_dropped_without_a_leak(t, maker):
+    make(t)
+    for name, more in [("one", []), ("two", ["--disable"])]:
+        getattr(t, f"{maker}_img")("bitmap", "--add", *more, "a.qcow2", name)
+    t.vise_io("-f", "qcow2", "a.qcow2", commands=["write -q -P 5 1M 1M"])
+    before = data(t, "a.qcow2")
+    done = t.vise_img("amend", "-o", "compat=0.10", "a.qcow2")
+    t.check(re.search(r"vise-img: warning: .*dropped: 'one', 'two'", done.stderr), done)
+    t.sound("a.qcow2")
+    t.equal(data(t, "a.qcow2"), before, "content")
+    t.vise_img("amend", "-o", "compat=1.1", "a.qcow2")
+    t.equal(Directory(t, "a.qcow2").extension, None, "extension")
+    t.equal("bitmaps" in info(t, "a.qcow2"), False, "bitmaps")
 
 
 @case

@@ -8,6 +8,8 @@
 #include "format/qcow2/metadata_io.h"
 #include "format/qcow2/qcow2.h"
 #include "format/qcow2/snapshot_table.h"
+#include "graph/bitmaps.h"
+#include "graph/tracking.h"
 #include "vise/error.h"
 #include "vise/util/endian.h"
 
@@ -21,7 +23,14 @@ Task<void> Qcow2::check_downgrade() {
                                      "(incompatible features {:#x})",
                                      features));
   }
-  if (header_.bitmaps) throw Error(ENOTSUP, "version 2 images cannot hold dirty bitmaps");
+  if (const BitmapSet* bitmaps = node_.tracking().bitmaps.get()) {
+    for (const auto& bitmap : bitmaps->bitmaps()) {
+      if (!bitmap->persistent || bitmap->users == 0) continue;
+      throw Error(EBUSY, fmt::format("version 2 images cannot hold dirty bitmaps, and '{}' is in "
+                                     "use",
+                                     bitmap->name));
+    }
+  }
   const SnapshotTable table =
       co_await SnapshotTable::read(*file_, header_, SnapshotTable::Mode::strict);
   const bool other_codec = header_.compression != Codec::deflate;
@@ -64,6 +73,7 @@ Task<void> Qcow2::require_none_compressed(std::uint64_t l1_entries, HostOffset l
 
 Task<void> Qcow2::downgrade(const std::function<void(double)>& report) {
   co_await begin_operation();
+  co_await drop_bitmaps();
   co_await expand_zeros(report);
   co_await begin_operation();
   Header header = header_;
@@ -75,6 +85,20 @@ Task<void> Qcow2::downgrade(const std::function<void(double)>& report) {
   header.unknown_fields.clear();
   co_await write_header(std::move(header));
   geometry_ = Geometry(header_);
+}
+
+// Like qemu-img, but without leaks, and not silently: who relies on them needs a full backup next.
+Task<void> Qcow2::drop_bitmaps() {
+  if (!header_.bitmaps && stored_bitmaps_.empty()) co_return;
+  std::string names;
+  std::vector<BitmapEntry> dropped;
+  for (const StoredBitmap& stored : stored_bitmaps_) {
+    names += fmt::format("{}'{}'", names.empty() ? "" : ", ", stored.entry.name);
+    dropped.push_back(stored.entry);
+  }
+  warn(fmt::format("Version 2 images cannot hold dirty bitmaps, these are dropped: {}", names));
+  forget_bitmaps();
+  co_await switch_bitmaps({}, std::move(dropped));
 }
 
 }  // namespace vise::qcow2

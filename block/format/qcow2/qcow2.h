@@ -284,6 +284,7 @@ class Qcow2 : public Driver,
   Task<void> check_downgrade();
   Task<void> require_none_compressed(std::uint64_t l1_entries, HostOffset l1_offset);
   Task<void> downgrade(const std::function<void(double)>& report);
+  Task<void> drop_bitmaps();
 
   // expand_zeros.cc
   struct ZeroEntry;
