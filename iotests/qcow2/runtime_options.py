@@ -1,5 +1,7 @@
 # groups: rw auto
 """Options of an open image that decide about discards and caches, told from what they lead to."""
+import time
+
 from vise_iotest import *
 
 
@@ -117,6 +119,73 @@ def a_table_is_loaded_in_parts_of_the_entry_size(t, options):
     t.vise_io("-f", "qcow2", "a.qcow2", commands=["write -q -P 2 48M 64k"])  # entry 768, at byte 6144
     found = loads_a_table(t, options[0], ["read -q -P 1 0 64k"], "-P 2 48M 64k")
     t.equal(found, options[1], "whether another part was loaded")
+
+
+# Some 300 refcount blocks of 512 bytes are looked at for free space, then the first one again: what is
+# discarded at the start of the disk is counted there.
+@cases(options=[("refcount-cache-size=64k", True), ("refcount-cache-size=256k", False),
+                ("cache-size=256k", True), ("cache-size=1M", False),
+                ("cache-size=1M,l2-cache-size=960k", True), ("l2-cache-size=64k", False)])
+def the_cache_of_refcounts_has_its_size(t, options):
+    t.vise_img("create", "-q", "-f", "qcow2", "-o", "cluster_size=512,refcount_bits=64", "a.qcow2", "9M")
+    t.vise_io("-f", "qcow2", "a.qcow2", commands=["write -q -P 1 0 8M"])
+    second_load_fails = ",".join([
+        "driver=qcow2", options[0], "discard=unmap", "file.driver=blkdebug",
+        "file.image.filename=a.qcow2", "file.set-state.0.event=cluster_free",
+        "file.set-state.0.state=1", "file.set-state.0.new_state=2",
+        "file.inject-error.0.event=refblock_load", "file.inject-error.0.state=2"])
+    done = t.vise_io("--image-opts", second_load_fails, code=None, commands=[
+        "write -q -P 2 8M 64k", "flush", "discard -q 0 512", "flush"])
+    t.equal("injected" in done.stderr, options[1], "whether the first block was loaded again")
+    t.vise_img("check", "a.qcow2", code=3 if options[1] else 0)
+
+
+def memory(process):
+    """What the process takes up, in KiB."""
+    status = Path(f"/proc/{process.process.pid}/status").read_text()
+    return int(re.search(r"VmRSS:\s*(\d+) kB", status)[1])
+
+
+def reads_all_tables(process):
+    """25 MiB of L2 tables, in slices of 16 KiB."""
+    for start in range(0, 200 * 1024, 128):
+        process.command_line(f"read -q {start}M 512")
+
+
+@case
+def caches_take_up_the_memory_they_are_given_and_no_more(t):
+    if os.environ.get("VISE_SANITIZED"):
+        raise Skip("AddressSanitizer keeps what is freed")
+    t.vise_img("create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", "a.qcow2", "200G")
+    taken = {}
+    for options in ["l2-cache-size=64k", "cache-size=4M", "l2-cache-size=32M",
+                    "l2-cache-size=32M,cache-clean-interval=1"]:
+        process = t.hold("vise-io", "-r", "--image-opts", opened(options))
+        before = memory(process)
+        reads_all_tables(process)
+        taken[options] = memory(process) - before
+        if "interval" in options:
+            # Used in the first second; after the second one unused.
+            for _ in range(100):
+                left = memory(process) - before
+                if left < 6 * KIB:
+                    break
+                time.sleep(0.1)
+            t.check(left < 6 * KIB, f"{left} KiB are left after the interval")
+        process.end()
+    small, middle, large, _ = taken.values()
+    t.check(small < 3 * KIB and small + 1.5 * KIB < middle < 7 * KIB and 24 * KIB < large < 34 * KIB, taken)
+
+
+@case
+def reopening_gives_the_caches_other_sizes(t):
+    t.vise_img("create", "-q", "-f", "qcow2", "-o", "cluster_size=512", "a.qcow2", "8M")
+    t.vise_io("-f", "qcow2", "a.qcow2", commands=["write -q -P 1 0 8M"])
+    tables = [f"read -q -P 1 {i * 32}k 512" for i in range(160)]
+    for first, second, again in [("64k", "128k", False), ("128k", "64k", True)]:
+        commands = [f"reopen -o l2-cache-size={second}", *tables]
+        found = loads_a_table(t, f"l2-cache-size={first}", commands, "-P 1 0 512")
+        t.equal(found, again, f"whether the first table was loaded again, {first} and then {second}")
 
 
 @case

@@ -38,9 +38,9 @@ TEST_F(TableCacheTest, DropsWhatNobodyUsedSinceTheLastCleaning) {
     cache.drop_unused();
     EXPECT_EQ(cache.slice_count(), 10u);  // all of them were used in this period
     load(cache, 3, 2);
-    cache.drop_unused();
+    EXPECT_EQ(cache.drop_unused(), 8 * slice_size);
     EXPECT_EQ(cache.slice_count(), 2u);
-    cache.drop_unused();
+    EXPECT_EQ(cache.drop_unused(), 2 * slice_size);
     EXPECT_EQ(cache.slice_count(), 0u);
   });
 }

@@ -15,6 +15,7 @@
 #include "format/qcow2/move_plan.h"
 #include "format/qcow2/snapshot_table.h"
 #include "util/driver_options.h"
+#include "util/heap.h"
 #include "vise/context.h"
 #include "vise/error.h"
 #include "vise/util/endian.h"
@@ -285,8 +286,10 @@ Task<void> Qcow2::finish_writing() {
 }
 
 void Qcow2::drop_unused_tables() {
-  mapping_.cache().drop_unused();
-  refcounts_.cache().drop_unused();
+  constexpr std::uint64_t worth_a_trim = 1u << 20;  // bytes
+  const std::uint64_t tables = mapping_.cache().drop_unused();
+  const std::uint64_t counts = refcounts_.cache().drop_unused();
+  if (tables + counts >= worth_a_trim) trim_heap();
 }
 
 Task<void> Qcow2::release_children() {

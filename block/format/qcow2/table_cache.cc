@@ -60,7 +60,8 @@ void TableCache::forget_walked() {
   }
 }
 
-void TableCache::drop_unused() {
+std::uint64_t TableCache::drop_unused() {
+  std::uint64_t dropped = 0;
   // The least recently used come last, and so do those that were not used in this period.
   for (auto it = lru_.end(); it != lru_.begin();) {
     --it;
@@ -69,8 +70,10 @@ void TableCache::drop_unused() {
     if (!is_idle(slice)) continue;
     it = lru_.erase(it);
     slices_.erase(slice.offset.bytes());
+    dropped += slice_size_;
   }
   ++period_;
+  return dropped;
 }
 
 TableCache::Ref TableCache::try_get(HostOffset offset, Use use) {

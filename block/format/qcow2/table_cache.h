@@ -144,8 +144,8 @@ class TableCache {
   /// Forgets the slices of a table that is no longer in use, dirty or not.
   void forget(HostRange range);
   /// Forgets the slices that nobody has used since the last call and that need not be
-  /// written or waited for.
-  void drop_unused();
+  /// written or waited for. Returns how many bytes they had.
+  std::uint64_t drop_unused();
   std::size_t slice_count() const { return slices_.size(); }
   /// Forgets everything (asserts that nothing is dirty).
   void clear();
