@@ -36,13 +36,14 @@ Task<T> on_side(Task<T> task, Side side, GuestOffset at) {
 
 bool is_data(const CopyPiece& piece) { return piece.kind == CopyKind::data; }
 bool is_encoded(const CopyPiece& piece) { return piece.kind == CopyKind::encoded; }
+bool is_in_file(const CopyPiece& piece) { return piece.kind == CopyKind::in_file; }
 
 }  // namespace
 
 std::uint64_t data_length(std::span<const CopyPiece> pieces) {
   std::uint64_t sum = 0;
   for (const CopyPiece& piece : pieces) {
-    if (is_data(piece) || is_encoded(piece)) sum += piece.range.length;
+    if (is_data(piece) || is_encoded(piece) || is_in_file(piece)) sum += piece.range.length;
   }
   return sum;
 }
@@ -202,6 +203,49 @@ void Chunk::start_storing(TaskScope& writes) {
       start(write_zeroes(piece.range), piece.range.start);
     }
   }
+}
+
+std::uint64_t Chunk::bytes_in_files() const {
+  std::uint64_t sum = 0;
+  for (const CopyPiece& piece : pieces_) sum += is_in_file(piece) ? piece.range.length : 0;
+  return sum;
+}
+
+Task<std::uint64_t> Chunk::copy_files() {
+  std::vector<CopyPiece> left;
+  std::uint64_t copied = 0;
+  for (const CopyPiece& piece : pieces_) {
+    if (!is_in_file(piece)) continue;
+    const std::uint64_t done = co_await copy_file(piece.range);
+    append_piece(left, {CopyKind::data, {piece.range.start + done, piece.range.length - done}});
+    copied += done;
+  }
+  if (left.empty()) co_return copied;
+  Chunk rest(source_, target_, options_, std::move(left));
+  co_await rest.fetch();
+  TaskScope writes;
+  rest.start_storing(writes);
+  co_await writes.join();
+  co_return copied;
+}
+
+// How much of it from its start on is copied.
+Task<std::uint64_t> Chunk::copy_file(GuestRange range) {
+  const WriteFlags flags{.fua = options_.fua, .unchanged = options_.unchanged};
+  std::uint64_t done = 0;
+  while (done < range.length) {
+    const GuestRange rest{range.start + done, range.length - done};
+    std::uint64_t copied = 0;
+    try {
+      copied = co_await source_.copy_range(rest, target_, flags);
+    } catch (const Error& error) {
+      if (error.code() == ECANCELED) throw;
+      // Reading and writing tell which of the two it was.
+    }
+    if (copied == 0) break;
+    done += copied;
+  }
+  co_return done;
 }
 
 Task<void> Chunk::write_stored(const Stored& stored) {

@@ -48,6 +48,11 @@ class Chunk {
   Task<void> fetch();
   /// Starts all writes without waiting, in an order that depends on the content alone.
   void start_storing(TaskScope& writes);
+  /// Bytes of the pieces that lie in files.
+  std::uint64_t bytes_in_files() const;
+  /// Has the host copy these, and waits for it; what it does not copy is read and written. Returns
+  /// how many bytes it has copied.
+  Task<std::uint64_t> copy_files();
 
  private:
   // Clusters copied as they are stored.
@@ -70,6 +75,7 @@ class Chunk {
   std::span<const std::byte> content(GuestRange range) const;
   Task<void> leave_out_zeroes();
 
+  Task<std::uint64_t> copy_file(GuestRange range);
   Task<void> write_stored(const Stored& stored);
   Task<void> write_data(GuestRange range, ConstIoVec data);
   Task<void> write_part(GuestRange range, ConstIoVec data, WriteFlags flags);

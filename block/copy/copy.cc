@@ -49,6 +49,7 @@ class Copier {
 
   Task<void> process(Plan plan, std::uint64_t number);
   Task<void> move_chunk(std::vector<CopyPiece> pieces, std::uint64_t number);
+  Task<void> copy_files(Chunk& chunk, TaskScope& writes);
 
   static std::uint64_t granularity_of(const CopyRequest& request);
 
@@ -62,7 +63,8 @@ class Copier {
   ChunkOptions options_;
   AsyncSemaphore slots_;
   TaskScope chunks_;
-  CopyPiece known_;  // the status answer the walk is in
+  CopyPiece known_;              // the status answer the walk is in
+  std::uint64_t offloaded_ = 0;  // bytes that the host has copied
 
   Turns turns_;
   CopyProgress progress_;
@@ -118,6 +120,7 @@ Copier::Copier(CopyRequest request)
       chunk_size_ % limits.cluster_size == 0) {
     nodes_.offer_encoded(limits.cluster_size);
   }
+  if (options.offload && !options.compressed && !salvaging_) nodes_.offer_files(granularity_);
 }
 
 Task<void> Copier::run() {
@@ -190,7 +193,8 @@ Task<Copier::Plan> Copier::next_chunk(GuestOffset start) {
   std::vector<CopyPiece> pieces;
   for (std::uint64_t position = from; position < end;) {
     CopyPiece piece = co_await status_at(position);
-    if (position == from && piece.kind != CopyKind::data && piece.range.length >= end - from) {
+    const bool is_short_work = piece.kind != CopyKind::data && piece.kind != CopyKind::in_file;
+    if (position == from && is_short_work && piece.range.length >= end - from) {
       // A long stretch without data is one chunk; the next one starts on the grid again.
       std::uint64_t long_end = piece.range.end().bytes();
       if (long_end < total_) long_end -= long_end % chunk_size_;
@@ -237,8 +241,31 @@ Task<void> Copier::move_chunk(std::vector<CopyPiece> pieces, std::uint64_t numbe
   if (turns_.stopped()) co_return;
   TaskScope writes;
   chunk.start_storing(writes);
+  if (chunk.bytes_in_files() > 0) co_await copy_files(chunk, writes);
   turns_.pass();
   co_await writes.join();
+}
+
+// Before the next chunk has its turn: the target gives out space when a request gets there, which
+// is after the source has been asked where the data lies.
+Task<void> Copier::copy_files(Chunk& chunk, TaskScope& writes) {
+  std::exception_ptr failure;
+  try {
+    const std::uint64_t copied = co_await chunk.copy_files();
+    offloaded_ += copied;
+    if (offloaded_ == 0) {
+      // Not between these files: from now on they are read and written, several chunks at a time.
+      nodes_.offer_files(0);
+      known_ = CopyPiece();
+    }
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  if (failure) {
+    turns_.stop();
+    co_await writes.join();
+    std::rethrow_exception(failure);
+  }
 }
 
 }  // namespace

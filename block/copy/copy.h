@@ -23,6 +23,9 @@ struct CopyOptions {
   /// Compressed clusters stay compressed where they can be copied as they are stored, though all
   /// else is written as it is. Without meaning if `compressed`.
   bool keep_compressed = false;
+  /// The host copies from file to file where it can, so that they may share the space. Nobody looks
+  /// for zeros in what it copies.
+  bool offload = false;
   bool verify = false;          // decodes what is copied as stored, to see that it can be
   bool fua = false;             // each write is stable when it completes
   bool target_is_zero = false;  // the whole target is known to read as zeros

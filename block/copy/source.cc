@@ -89,8 +89,22 @@ Task<CopyPiece> CopySource::status(GuestRange range) {
   } else if (status.compressed &&
              is_whole_clusters(part, {GuestOffset(inside), piece.range.length})) {
     piece.kind = CopyKind::encoded;
+  } else if (status.data && !status.compressed && status.host) {
+    offer_units(piece);
   }
   co_return piece;
+}
+
+// What of a data piece is no whole unit stays what it is: it is read, with its neighbours.
+void CopySource::offer_units(CopyPiece& piece) const {
+  if (file_unit_ == 0) return;
+  const std::uint64_t head = -piece.range.start.bytes() % file_unit_;
+  if (head > 0) {
+    piece.range.length = std::min(piece.range.length, head);
+  } else if (piece.range.length >= file_unit_) {
+    piece.kind = CopyKind::in_file;
+    piece.range.length = align_down(piece.range.length, file_unit_);
+  }
 }
 
 // In the part and in the whole copy alike; the last cluster of the part may be a partial one.
@@ -109,6 +123,17 @@ Task<EncodedRun> CopySource::read_encoded(GuestRange range) {
   const std::uint64_t size = part.child->size();
   const GuestRange asked{GuestOffset(inside), std::min(range.length, size - inside)};
   return read_encoded_in_chain(*part.child, asked, encoded_cluster_size_, size, base_);
+}
+
+Task<std::uint64_t> PieceSource::copy_range(GuestRange, Child&, WriteFlags) { co_return 0; }
+
+Task<std::uint64_t> CopySource::copy_range(GuestRange range, Child& target, WriteFlags flags) {
+  const Part& part = part_at(range.start.bytes());
+  const std::uint64_t inside = range.start.bytes() - part.start;
+  const std::uint64_t size = part.child->size();
+  if (inside >= size) co_return 0;
+  const GuestRange asked{GuestOffset(inside), std::min(range.length, size - inside)};
+  co_return co_await part.child->copy_range(asked, target, range.start, flags);
 }
 
 Task<void> CopySource::read(GuestOffset offset, IoVec data) {

@@ -13,6 +13,7 @@ namespace vise {
 enum class CopyKind {
   data,     // has to be read
   encoded,  // compressed clusters that may be copied as they are stored
+  in_file,  // stored as it is in a file, from which the host may copy it
   zero,     // reads as zeros
   skip      // held by `base` or below: not part of the copy
 };
@@ -41,6 +42,8 @@ class PieceSource {
   /// Of a piece that status() has told as encoded: as many of its clusters as one image stores side
   /// by side. No extents: there are none any more.
   virtual Task<EncodedRun> read_encoded(GuestRange range) = 0;
+  /// Child::copy_range() of a piece that status() has told as in_file.
+  virtual Task<std::uint64_t> copy_range(GuestRange range, Child& target, WriteFlags flags);
 };
 
 /// Nodes read as one, each rounded up to whole sectors (512 bytes) with zeros.
@@ -53,12 +56,17 @@ class CopySource final : public PieceSource {
   /// From now on status() tells compressed clusters of that size as CopyKind::encoded.
   void offer_encoded(std::uint64_t cluster_size) { encoded_cluster_size_ = cluster_size; }
 
+  /// From now on status() tells what lies in files as CopyKind::in_file, in whole units of `unit`
+  /// bytes (0: no more).
+  void offer_files(std::uint64_t unit) { file_unit_ = unit; }
+
   std::uint64_t size() const { return size_; }
 
   Task<CopyPiece> status(GuestRange range) override;
   Task<void> read(GuestOffset offset, IoVec data) override;
   /// read_encoded_in_chain() of the part that `range` starts in.
   Task<EncodedRun> read_encoded(GuestRange range) override;
+  Task<std::uint64_t> copy_range(GuestRange range, Child& target, WriteFlags flags) override;
 
  private:
   struct Part {
@@ -68,10 +76,12 @@ class CopySource final : public PieceSource {
   };
   const Part& part_at(std::uint64_t offset) const;
   bool is_whole_clusters(const Part& part, GuestRange range) const;
+  void offer_units(CopyPiece& piece) const;
 
   std::vector<Part> parts_;
   const Node* base_;
   std::uint64_t encoded_cluster_size_ = 0;  // 0: nothing is told as encoded
+  std::uint64_t file_unit_ = 0;             // 0: nothing is told as in_file
   std::uint64_t size_ = 0;
 };
 

@@ -79,6 +79,16 @@ class RawDriver final : public Driver {
     return file_->discard(HostRange{host(range.start), range.length});
   }
 
+  Task<std::uint64_t> copy_out(GuestRange range, CopySink& sink) override {
+    return file_->copy_out(HostRange{host(range.start), range.length}, sink);
+  }
+
+  // Nobody looks at what is copied.
+  Task<bool> copy_in(GuestOffset offset, FileStretch source, WriteFlags flags) override {
+    if (probing_ != nullptr && offset.bytes() < sector) co_return false;
+    co_return co_await file_->copy_in(host(offset), source, flags);
+  }
+
   Task<void> flush() override { return file_->flush(); }
 
   // The alignment is the file's, but writes are padded to it above this node.

@@ -29,6 +29,9 @@ Task<bool> Driver::write_encoded(GuestOffset, std::span<const EncodedExtent>, Wr
   co_return false;
 }
 
+Task<std::uint64_t> Driver::copy_out(GuestRange, CopySink&) { co_return 0; }
+Task<bool> Driver::copy_in(GuestOffset, FileStretch, WriteFlags) { co_return false; }
+
 Task<DriverInfo> Driver::info() { co_return DriverInfo{}; }
 
 Task<void> Driver::apply_permissions(Permissions) { co_return; }

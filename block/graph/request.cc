@@ -67,6 +67,15 @@ std::uint64_t round_limit(std::uint64_t limit, std::uint64_t unit, std::uint64_t
   return std::max(unit, align_down(limit == 0 ? without_limit : limit, unit));
 }
 
+// How much from the start of `range` on a request may have that is not padded: whole units, the
+// last of the node may be a partial one.
+std::uint64_t whole_units(const Node& node, GuestRange range, std::uint64_t unit,
+                          std::uint64_t most) {
+  if (!range.start.is_aligned(unit)) return 0;
+  if (range.length <= most && range.end().bytes() == node.size()) return range.length;
+  return align_down(std::min(range.length, most), unit);
+}
+
 // Runs a cheap scan here and a long one on a worker.
 Task<bool> reads_as_zero(Context& context, ConstIoVec data) {
   if (data.size() <= scan_here_bytes) co_return is_zero(data);
@@ -295,6 +304,61 @@ Task<bool> Child::write_encoded(GuestOffset offset, std::span<const EncodedExten
   const bool stored = co_await node.driver().write_encoded(offset, extents, flags);
   if (stored && flush_after) co_await node.driver().flush();
   co_return stored;
+}
+
+Task<std::uint64_t> Child::copy_range(GuestRange range, Child& target, GuestOffset offset,
+                                      WriteFlags flags) {
+  CopySink sink(target, offset, flags);
+  co_return co_await copy_out(range, sink);
+}
+
+Task<std::uint64_t> Child::copy_out(GuestRange range, CopySink& sink) {
+  if (Admission(*this)) co_await Admission::wait(*this);
+  Node& node = *node_;
+  const EffectiveLimits& limits = node.tracking().effective;
+  check_inside(node, range);
+  TrackedRequest request(*this, range, Change::none, Serialising::no);
+  while (TrackedRequest* older = request.blocker()) co_await older->finished(request);
+  check_inside(node, range);
+  range.length = whole_units(node, range, limits.read_alignment, limits.max_transfer);
+  if (range.empty()) co_return 0;
+  co_return co_await node.driver().copy_out(range, sink);
+}
+
+Task<std::uint64_t> CopySink::take(FileStretch source) {
+  const Node& node = target_.node();
+  const EffectiveLimits& limits = node.tracking().effective;
+  const GuestRange range{offset_, source.length};
+  source.length = whole_units(node, range, limits.write_alignment, limits.max_transfer);
+  if (source.length == 0) co_return 0;
+  const bool taken = co_await target_.copy_in(offset_, source, flags_);
+  co_return taken ? source.length : 0;
+}
+
+Task<bool> Child::copy_in(GuestOffset offset, FileStretch source, WriteFlags flags) {
+  if (Admission(*this)) co_await Admission::wait(*this);
+  Node& node = *node_;
+  const Node::Tracking& tracking = node.tracking();
+  const EffectiveLimits& limits = tracking.effective;
+  const GuestRange range{offset, source.length};
+  check_may_write(*this, flags.unchanged);
+  check_inside_or_growing(*this, range);
+  if (node.options().detect_zeroes != DetectZeroes::off || flags.compressed) co_return false;
+  if (whole_units(node, range, limits.write_alignment, limits.max_transfer) < range.length) {
+    co_return false;
+  }
+  TrackedRequest request(*this, range.align_out(limits.write_alignment),
+                         flags.unchanged ? Change::storage : Change::content,
+                         flags.serialising ? Serialising::yes : Serialising::no);
+  while (TrackedRequest* older = request.blocker()) co_await older->finished(request);
+  check_inside_or_growing(*this, range);
+  const bool flush_after = flags.fua && !tracking.limits.native_fua;
+  if (flush_after || node.options().cache_no_flush) flags.fua = false;
+  co_await EventPoint(node.driver().reached(Event::pwritev));
+  const bool copied = co_await node.driver().copy_in(offset, source, flags);
+  co_await EventPoint(node.driver().reached(Event::pwritev_done));
+  if (copied && flush_after && !node.options().cache_no_flush) co_await node.driver().flush();
+  co_return copied;
 }
 
 Task<void> Child::flush() {

@@ -1,6 +1,7 @@
 // The drivers file and host_device: bytes in a file or on a device of this machine.
 //   file.cc         requests
 //   file_open.cc    opening, reopening, options
+//   file_copy.cc    copying from file to file
 //   file_zero.cc    zeroing, discarding, changing the size
 //   file_create.cc  making a new file
 //   file_lock.h     locks against other processes
@@ -54,6 +55,8 @@ class FileDriver final : public Driver {
   Task<void> discard(GuestRange range) override;
   Task<void> flush() override;
   Task<void> truncate(std::uint64_t size, TruncateOptions options) override;
+  Task<std::uint64_t> copy_out(GuestRange range, CopySink& sink) override;
+  Task<bool> copy_in(GuestOffset offset, FileStretch source, WriteFlags flags) override;
   Task<DriverInfo> info() override;
   Task<void> apply_permissions(Permissions cumulative) override;
   Task<void> reopen(bool read_only) override;

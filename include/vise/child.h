@@ -47,6 +47,17 @@ class Child {
   Task<bool> write_encoded(GuestOffset offset, std::span<const EncodedExtent> extents,
                            WriteFlags flags = {});
 
+  /// Lets the host copy the start of `range` to `offset` of `target` (copy_file_range(2)): nothing
+  /// passes through our memory, and file systems that can let the two share the space. Gives how
+  /// many bytes were copied. 0 where that is not possible, be it for a node that does not keep them
+  /// as they are in a file or because the host refuses: read and write them then. As for other
+  /// requests, `target` must be writable; what is not aligned is left to the caller.
+  Task<std::uint64_t> copy_range(GuestRange range, Child& target, GuestOffset offset,
+                                 WriteFlags flags = {});
+  /// Its two ends, for drivers: Driver::copy_out() and copy_in() of the node.
+  Task<std::uint64_t> copy_out(GuestRange range, CopySink& sink);
+  Task<bool> copy_in(GuestOffset offset, FileStretch source, WriteFlags flags);
+
   Task<void> read(HostOffset offset, IoVec data) { return read(guest(offset), data); }
   Task<void> write(HostOffset offset, ConstIoVec data, WriteFlags flags = {}) {
     return write(guest(offset), data, flags);
@@ -59,6 +70,12 @@ class Child {
   }
   Task<Extent> map(HostRange range, MapMode mode = MapMode::precise) {
     return map(GuestRange{guest(range.start), range.length}, mode);
+  }
+  Task<std::uint64_t> copy_out(HostRange range, CopySink& sink) {
+    return copy_out(GuestRange{guest(range.start), range.length}, sink);
+  }
+  Task<bool> copy_in(HostOffset offset, FileStretch source, WriteFlags flags) {
+    return copy_in(guest(offset), source, flags);
   }
 
   Task<void> flush();
@@ -93,6 +110,24 @@ class Child {
 
   class Admission;
   friend class TrackedRequest;
+};
+
+/// Where a Child::copy_range() leads to.
+class CopySink {
+ public:
+  /// `target` outlives the object.
+  CopySink(Child& target, GuestOffset offset, WriteFlags flags)
+      : target_(target), offset_(offset), flags_(flags) {}
+  CopySink(const CopySink&) = delete;
+
+  /// For the driver that has found the start of the range in a file: copies as much of `source` as
+  /// the target can take in one request, and gives how much that was. To be called once.
+  Task<std::uint64_t> take(FileStretch source);
+
+ private:
+  Child& target_;
+  GuestOffset offset_;
+  WriteFlags flags_;
 };
 
 }  // namespace vise

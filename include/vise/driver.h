@@ -21,6 +21,7 @@
 namespace vise {
 
 class Child;
+class CopySink;
 class Graph;
 struct MeasureRequest;
 struct MeasureResult;
@@ -123,6 +124,13 @@ struct EncodedRun {
   std::vector<EncodedExtent> extents;  // empty: the first cluster is not to be had encoded
 };
 
+/// Bytes that lie in a file of the host. The descriptor is borrowed.
+struct FileStretch {
+  int fd = -1;
+  std::uint64_t offset = 0;  // bytes
+  std::uint64_t length = 0;  // bytes, not 0
+};
+
 enum class DriverKind { protocol, format, filter };
 
 /// What `info` tells beyond size and file names.
@@ -214,6 +222,15 @@ class Driver {
   /// with nothing changed, if a codec or length does not fit. The level of `flags` means nothing.
   virtual Task<bool> write_encoded(GuestOffset offset, std::span<const EncodedExtent> extents,
                                    WriteFlags flags);
+
+  /// Child::copy_range() from here: passes the start of `range` on to the child that stores it as
+  /// it is, or, if that is a file of the host, to `sink`. Gives how many bytes from its start on
+  /// were copied; 0 if that is not possible.
+  virtual Task<std::uint64_t> copy_out(GuestRange range, CopySink& sink);
+
+  /// Child::copy_range() to here: has the host copy `source` to where writes to `offset` go. False
+  /// if it cannot: readers see no difference, but perhaps in bytes that were to be copied.
+  virtual Task<bool> copy_in(GuestOffset offset, FileStretch source, WriteFlags flags);
 
   virtual Task<DriverInfo> info();
 

@@ -9,7 +9,7 @@
 namespace vise {
 
 /// Raised whenever a public header changes in a way that breaks compiled plugins.
-inline constexpr std::uint32_t plugin_abi_version = 2;
+inline constexpr std::uint32_t plugin_abi_version = 3;
 
 struct PluginInfo {
   std::uint32_t abi_version;  // plugin_abi_version the plugin was compiled with

@@ -279,6 +279,23 @@ class Iotest:
         self.mounts.append(path)
         return path
 
+    def reflink_fs(self, name, size):
+        """An XFS file system at `name` whose files can share space, unmounted with the case."""
+        if os.geteuid() != 0 or not shutil.which("mkfs.xfs"):
+            raise Skip("a file system whose files share space needs root and mkfs.xfs")
+        image = self.path(name + ".xfs")
+        with open(image, "wb") as file:
+            file.truncate(size)
+        self.run("mkfs.xfs", "-q", "-m", "reflink=1", image)
+        path = self.path(name)
+        path.mkdir()
+        done = subprocess.run(["mount", "-o", "loop", str(image), str(path)], capture_output=True,
+                              text=True, check=False)
+        if done.returncode:
+            raise Skip(f"cannot mount an XFS file system: {done.stderr.strip()}")
+        self.mounts.append(path)
+        return path
+
     def make_read_only(self, name):
         """Remounts a tmpfs() read-only."""
         self.run("mount", "-o", "remount,ro", self.path(name))

@@ -140,6 +140,23 @@ TEST_F(CopyTest, WritesStartInGuestOrderWhateverTheOrderOfCompletion) {
   EXPECT_GT(first.size(), 100u);
 }
 
+// These nodes keep nothing in files: all is read and written, in the same order and place.
+TEST_F(CopyTest, WhatTheHostDoesNotCopyIsReadAndWritten) {
+  source_disk_.bytes = random_content(3, 21 * MiB + 512);
+  std::vector<Event> usual;
+  for (const bool offload : {false, true}) {
+    events_.clear();
+    target_disk_.bytes.assign(source_disk_.bytes.size(), std::byte{0xee});
+    CopyRequest copying =
+        request(attach_shuffled(source_disk_, 1), attach_shuffled(target_disk_, 2));
+    copying.options.offload = offload;
+    run(copy(std::move(copying)));
+    EXPECT_TRUE(source_disk_.bytes == target_disk_.bytes);
+    if (!offload) usual = events_;
+    EXPECT_TRUE(events_ == usual);
+  }
+}
+
 TEST_F(CopyTest, ZerosAreNotWrittenToATargetOfZeros) {
   source_disk_.bytes.assign(8 * MiB, std::byte{0});
   source_disk_.bytes[5 * MiB] = std::byte{1};

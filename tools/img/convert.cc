@@ -48,7 +48,8 @@ constexpr OptionSpec options[] = {
     {'S', "sparse-size", "SIZE", "fewest zero bytes that make a hole, 4k if not given; 0: none"},
     {'m', "parallel", "NUMBER", "requests at a time, 1 to 16; 8 if not given"},
     {'W', "oob-writes", nullptr, "allow writes out of order (no effect: never needed)"},
-    {'C', "copy-range-offloading", nullptr, "let the host copy where it can (no effect)"},
+    {'C', "copy-range-offloading", nullptr,
+     "let the host copy, and files share space, where it can"},
     shared::rate,
     {'U', "force-share", nullptr, "others may write the sources meanwhile"},
     {key::target_is_zero, "target-is-zero", nullptr, "DST is known to read as zeros; needs -n"},
@@ -148,6 +149,7 @@ Request read_request(const Arguments& arguments) {
   request.quiet = arguments.has('q');
   if (arguments.has(key::skip_broken_bitmaps)) request.broken_bitmaps = BrokenBitmaps::skip;
   request.copy.compressed = arguments.has('c');
+  request.copy.offload = arguments.has('C');
   request.copy.encoded = !arguments.has(key::recompress);
   request.copy.verify = arguments.has(key::verify);
   if (const std::string* text = arguments.last(key::level))

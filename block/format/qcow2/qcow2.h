@@ -94,6 +94,8 @@ class Qcow2 : public Driver,
   Task<EncodedRun> read_encoded(GuestRange range) override;
   Task<bool> write_encoded(GuestOffset offset, std::span<const EncodedExtent> extents,
                            WriteFlags flags) override;
+  Task<std::uint64_t> copy_out(GuestRange range, CopySink& sink) override;
+  Task<bool> copy_in(GuestOffset offset, FileStretch source, WriteFlags flags) override;
   Task<DriverInfo> info() override;
   Task<void> reopen(bool read_only) override;
   std::span<const std::string_view> changeable_options() const override;
@@ -192,10 +194,15 @@ class Qcow2 : public Driver,
   struct Piece;
   bool try_in_place(GuestOffset offset, std::uint64_t length, HostOffset* host);
   Task<void> write_allocating(GuestOffset offset, ConstIoVec data);
+  struct Content;
+  Task<void> store_content(GuestRange range, Content& content);
+  bool fills_pieces(GuestRange range, std::span<const Piece> pieces) const;
+  void give_back_unlinked(std::span<const Piece> pieces);
   Task<std::vector<Descriptor>> descriptors(std::uint64_t first, std::uint64_t count);
   std::vector<Piece> plan_pieces(GuestRange range, std::span<const Descriptor> old) const;
   Task<void> allocate_pieces(std::vector<Piece>& pieces);
   Task<void> write_piece(const Piece& piece, GuestOffset offset, ConstIoVec data);
+  Task<void> copy_piece(const Piece& piece, GuestOffset offset, Content& content);
   Task<void> link_piece(const Piece& piece, GuestRange range);
   GuestRange copy_bounds(const Piece& piece, GuestRange written) const;
 

@@ -96,6 +96,25 @@ Task<bool> Qcow2::extend_compressed(Run& run, GuestOffset& at, GuestOffset end) 
   co_return true;
 }
 
+// What lies somewhere as it is; all else has to be read.
+Task<std::uint64_t> Qcow2::copy_out(GuestRange range, CopySink& sink) {
+  require_sound();
+  FlightRegister::Flight flight(flights_);
+  const Run run = co_await find_run(range, Mapping::Use::once);
+  if (run.kind == Extent::Kind::data) {
+    Child& from = data();
+    const HostRange there =
+        HostRange{*run.host, run.length}.intersection({HostOffset(0), from.size()});
+    if (there.empty()) co_return 0;  // zeros, like everything behind the end of the file
+    co_return co_await from.copy_out(there, sink);
+  }
+  if (run.kind != Extent::Kind::backing || !backing_) co_return 0;
+  const std::uint64_t below = backing_->size();
+  if (range.start.bytes() >= below) co_return 0;
+  const GuestRange part{range.start, std::min(run.length, below - range.start.bytes())};
+  co_return co_await backing_->copy_out(part, sink);
+}
+
 Task<Extent> Qcow2::map(GuestRange range, MapMode mode) {
   require_sound();
   Extent extent;

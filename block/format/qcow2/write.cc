@@ -1,5 +1,6 @@
-// Writing uncompressed data: in place where the cluster is ours alone, else into new clusters that
-// are filled up with the old visible content (copy-on-write) before the L2 entry changes.
+// Writing uncompressed data, from memory or from a file of the host: in place where the cluster is
+// ours alone, else into new clusters that are filled up with the old visible content
+// (copy-on-write) before the L2 entry changes.
 #include <algorithm>
 #include <cassert>
 #include <cerrno>
@@ -19,6 +20,13 @@ struct Qcow2::Piece {
   bool reads_zero = false;  // fresh clusters beyond the end of the file: nothing to zero-fill
   Descriptor first_old;     // entries before the write; those between are covered completely
   Descriptor last_old;
+};
+
+/// What is written.
+struct Qcow2::Content {
+  ConstIoVec data;                    // bytes in memory …
+  const FileStretch* file = nullptr;  // … or in a file
+  bool refused = false;               // the host does not copy from there: nothing has changed
 };
 
 // True if the whole range lies in one host extent that may be written without any change of
@@ -143,7 +151,31 @@ Task<void> Qcow2::allocate_pieces(std::vector<Piece>& pieces) {
 }
 
 Task<void> Qcow2::write_allocating(GuestOffset offset, ConstIoVec data) {
-  const GuestRange range{offset, data.size()};
+  Content content;
+  content.data = data;
+  co_await store_content({offset, data.size()}, content);
+}
+
+Task<bool> Qcow2::copy_in(GuestOffset offset, FileStretch source, WriteFlags flags) {
+  require_writable();
+  if (flags.compressed) co_return false;
+  FlightRegister::Flight flight(flights_);
+  HostOffset host;
+  if (try_in_place(offset, source.length, &host)) {
+    co_await file_->event(Event::write_aio);
+    const HostRange place{host, source.length};
+    if (const auto hit = data_overlap(place)) co_await refuse_write(*hit, place);
+    co_return co_await data().copy_in(host, source, {});
+  }
+  Content content;
+  content.file = &source;
+  co_await store_content({offset, source.length}, content);
+  co_await commit_if_due();
+  co_return !content.refused;
+}
+
+Task<void> Qcow2::store_content(GuestRange range, Content& content) {
+  const GuestOffset offset = range.start;
   const std::uint64_t first = geometry_.cluster_of(offset);
   const std::uint64_t last = geometry_.cluster_of(range.end() - 1);
   TicketQueue::Ticket ticket = tickets_.take();
@@ -151,6 +183,9 @@ Task<void> Qcow2::write_allocating(GuestOffset offset, ConstIoVec data) {
   co_await lock.held();
   const std::vector<Descriptor> old = co_await descriptors(first, last - first + 1);
   std::vector<Piece> pieces = plan_pieces(range, old);
+  // What is to be filled up with old content has to be in memory.
+  content.refused = content.file != nullptr && !fills_pieces(range, pieces);
+  if (content.refused) co_return;
 
   std::exception_ptr failure;
   try {
@@ -161,26 +196,34 @@ Task<void> Qcow2::write_allocating(GuestOffset offset, ConstIoVec data) {
     }
     ticket.pass();
     TaskScope scope;
-    for (const Piece& piece : pieces) scope.spawn(write_piece(piece, offset, data));
+    for (const Piece& piece : pieces) {
+      if (content.file != nullptr) {
+        scope.spawn(copy_piece(piece, offset, content));
+      } else {
+        scope.spawn(write_piece(piece, offset, content.data));
+      }
+    }
     co_await scope.join();
     for (const Piece& piece : pieces) {
-      if (!piece.in_place) co_await link_piece(piece, range);
+      if (!piece.in_place && !content.refused) co_await link_piece(piece, range);
     }
   } catch (...) {
     failure = std::current_exception();
   }
-  if (failure) {
-    // Space that no entry points to goes back. (An entry that was already changed keeps its own.)
-    for (const Piece& piece : pieces) {
-      if (!piece.fresh || piece.host.bytes() == 0 || geometry_.data_file) continue;
-      for (std::uint64_t i = 0; i < piece.count; ++i) {
-        const HostOffset host = piece.host + (i << geometry_.cluster_bits);
-        const std::optional<Descriptor> now = mapping_.try_get(piece.first + i);
-        const bool linked = !now || (now->has_host && !now->compressed && now->host == host);
-        if (!linked) space_.free_unlinked({host, geometry_.cluster_size});
-      }
+  if (failure || content.refused) give_back_unlinked(pieces);
+  if (failure) std::rethrow_exception(failure);
+}
+
+// Space that no entry points to. (An entry that was already changed keeps its own.)
+void Qcow2::give_back_unlinked(std::span<const Piece> pieces) {
+  for (const Piece& piece : pieces) {
+    if (!piece.fresh || piece.host.bytes() == 0 || geometry_.data_file) continue;
+    for (std::uint64_t i = 0; i < piece.count; ++i) {
+      const HostOffset host = piece.host + (i << geometry_.cluster_bits);
+      const std::optional<Descriptor> now = mapping_.try_get(piece.first + i);
+      const bool linked = !now || (now->has_host && !now->compressed && now->host == host);
+      if (!linked) space_.free_unlinked({host, geometry_.cluster_size});
     }
-    std::rethrow_exception(failure);
   }
 }
 
@@ -195,6 +238,30 @@ GuestRange Qcow2::copy_bounds(const Piece& piece, GuestRange written) const {
   const GuestOffset from = written.start.align_down(unit(piece.first_old));
   const GuestOffset to = written.end().align_up(unit(piece.last_old));
   return {from, to - from};
+}
+
+bool Qcow2::fills_pieces(GuestRange range, std::span<const Piece> pieces) const {
+  return std::ranges::all_of(pieces, [&](const Piece& piece) {
+    const GuestRange clusters{geometry_.guest_offset(piece.first),
+                              piece.count << geometry_.cluster_bits};
+    const GuestRange written = clusters.intersection(range);
+    return copy_bounds(piece, written) == written;
+  });
+}
+
+// One of which nothing is left to be filled up.
+Task<void> Qcow2::copy_piece(const Piece& piece, GuestOffset offset, Content& content) {
+  const GuestRange clusters{geometry_.guest_offset(piece.first),
+                            piece.count << geometry_.cluster_bits};
+  const GuestRange written = clusters.intersection({offset, content.file->length});
+  if (piece.fresh) co_await file_->event(Event::cluster_alloc_space);
+  co_await file_->event(Event::write_aio);
+  const HostRange place{piece.host + (written.start - clusters.start), written.length};
+  if (const auto hit = data_overlap(place)) co_await refuse_write(*hit, place);
+  const FileStretch part{content.file->fd, content.file->offset + (written.start - offset),
+                         written.length};
+  const bool copied = co_await data().copy_in(place.start, part, {});
+  if (!copied) content.refused = true;
 }
 
 Task<void> Qcow2::write_piece(const Piece& piece, GuestOffset offset, ConstIoVec data) {
