@@ -211,8 +211,9 @@ Task<DifferenceCopier::Plan> DifferenceCopier::next_plan(std::uint64_t from) {
       const BlockStatus above = co_await block_status(request_.old_backing->node(), range,
                                                       MapMode::allocation_only, request_.shared);
       range.length = std::min(range.length, above.length);
-      above_new = above.allocated;
-      if (!above.allocated && from < request_.shared->size()) {
+      // Past the end of a short one among them zeros are seen, whatever the new backing file has.
+      above_new = above.allocated || above.zero;
+      if (!above_new && from < request_.shared->size()) {
         from += std::min(range.length, request_.shared->size() - from);
         continue;
       }

@@ -77,6 +77,20 @@ def a_rebase_takes_over_no_more_than_it_must(t):
             "clusters taken over")
 
 
+@cases(how=["plain", "compressed"])
+def what_a_short_image_in_between_hides_stays_hidden(t, how):
+    t.write("base.raw", mixed_data(MIB, 32 * KIB, 1))
+    overlay(t, "short.qcow2", "base.raw", size=256 * KIB)
+    overlay(t, "long.qcow2", "short.qcow2", size=MIB)
+    overlay(t, "top.qcow2", "long.qcow2", size=MIB)
+    t.vise_io("-f", "qcow2", "top.qcow2", commands=["write -q -P 5 640k 64k"])
+    contents(t, "top.qcow2")
+    t.vise_img("rebase", *(["-c"] if how == "compressed" else []), "-b", "base.raw", "-F", "raw",
+               "top.qcow2")
+    t.sound("top.qcow2")
+    t.reads_as("top.qcow2", "expected")
+
+
 @case
 def qemu_img_and_we_take_over_the_same(t):
     bases(t)
