@@ -342,7 +342,9 @@ Task<void> DifferenceCopier::compare(GuestRange range, Step& step) {
   if (!found.empty()) step.buffers.push_back(std::move(old_data));
 }
 
-// Runs of units that differ; units lie on the grid of the disk.
+// Runs of units that differ; units lie on the grid of the disk. What lies behind the end of the old
+// backing image is told apart: there a compressed write would store none of the zeros, which show
+// as long as that image is below, but no longer.
 std::vector<Step::Data> DifferenceCopier::differences(GuestRange range,
                                                       std::span<const std::byte> old_data,
                                                       std::span<const std::byte> new_data) const {
@@ -360,6 +362,9 @@ std::vector<Step::Data> DifferenceCopier::differences(GuestRange range,
       at = next_unit(at);
       continue;
     }
+    const std::uint64_t border = align_up(old_.size(), cluster_);
+    const std::uint64_t start = range.start.bytes() + at;
+    if (start < border) end = std::min(end, at + (border - start));
     const std::span<const std::byte> bytes = old_data.subspan(at, end - at);
     found.push_back({{range.start + at, end - at}, bytes, is_zero(bytes)});
     at = end;

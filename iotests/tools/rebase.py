@@ -77,6 +77,19 @@ def a_rebase_takes_over_no_more_than_it_must(t):
             "clusters taken over")
 
 
+@cases(options=["", "compat=0.10", "extended_l2=on", "cluster_size=512"],
+       how=["plain", "compressed"])
+def what_lies_behind_the_old_backing_file_stays_zero(t, options, how):
+    t.write("short.raw", mixed_data(500 * KIB, 32 * KIB, 1))
+    t.write("long.raw", mixed_data(MIB, 32 * KIB, 2))
+    overlay(t, "top.qcow2", "short.raw", options, size=MIB)
+    contents(t, "top.qcow2")
+    t.vise_img("rebase", *(["-c"] if how == "compressed" else []), "-b", "long.raw", "-F", "raw",
+               "top.qcow2")
+    t.sound("top.qcow2")
+    t.reads_as("top.qcow2", "expected")
+
+
 @cases(how=["plain", "compressed"])
 def what_a_short_image_in_between_hides_stays_hidden(t, how):
     t.write("base.raw", mixed_data(MIB, 32 * KIB, 1))
