@@ -2,12 +2,17 @@
 #include "format/qcow2/packer.h"
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
+#include <fstream>
 #include <map>
 #include <random>
 
 #include "memory_driver.h"
+#include "util/sanitizer.h"
 
 namespace vise::qcow2 {
 namespace {
@@ -177,6 +182,37 @@ TEST_P(PackerUnits, NothingIsLostOfWhatSharesAUnit) {
   }
 }
 
+// As when a mirror of the file has ended, or direct I/O is switched on and off.
+TEST_P(PackerUnits, AnotherFileMayTakeOtherUnits) {
+  for (const std::uint32_t other_unit : {1u, 512u, 4096u}) {
+    Packer packer(*file_);
+    const auto first = noise(3000);
+    const auto second = noise(3000);
+    Packer::Receipt receipt;
+    packer.append(HostOffset(0), first, receipt, Packer::Behind::nothing);
+    packer.send();
+    run(packer.written(receipt));
+
+    test::MemoryDisk other_disk;
+    other_disk.bytes = disk_.bytes;
+    other_disk.limits.request_alignment = other_unit;
+    std::unique_ptr<Child> other = open(other_disk);
+    std::unique_ptr<Child> before = open(disk_);
+    run(file_->replace_node(other->node().shared_from_this()));
+    receipt.clear();
+    packer.append(HostOffset(3000), second, receipt, Packer::Behind::nothing);
+    packer.send();
+    run(packer.written(receipt));
+    run(packer.idle());
+    const std::span<const std::byte> there(other_disk.bytes);
+    EXPECT_TRUE(std::ranges::equal(there.first(3000), first)) << other_unit;
+    EXPECT_TRUE(std::ranges::equal(there.subspan(3000, 3000), second)) << other_unit;
+    run(file_->replace_node(before->node().shared_from_this()));
+    run(before->detach());
+    run(other->detach());
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Bytes, PackerUnits, testing::Values(512u, 4096u));
 
 TEST_F(PackerTest, AFailureIsToldToAllThatWereInTheBatchAndToNobodyElse) {
@@ -197,6 +233,42 @@ TEST_F(PackerTest, AFailureIsToldToAllThatWereInTheBatchAndToNobodyElse) {
   run(packer.written(after));
   expect_content(2 << 20, bytes);
   run(packer.idle());
+}
+
+// No more than what the process has mapped already, and some.
+class NoMoreMemory {
+ public:
+  explicit NoMoreMemory(std::uint64_t but) {
+    std::uint64_t pages = 0;
+    std::ifstream("/proc/self/statm") >> pages;
+    getrlimit(RLIMIT_AS, &before_);
+    const rlimit now = {pages * static_cast<std::uint64_t>(sysconf(_SC_PAGESIZE)) + but,
+                        before_.rlim_max};
+    setrlimit(RLIMIT_AS, &now);
+  }
+  ~NoMoreMemory() { setrlimit(RLIMIT_AS, &before_); }
+  NoMoreMemory(const NoMoreMemory&) = delete;
+
+ private:
+  rlimit before_{};
+};
+
+TEST_F(PackerTest, LackOfMemoryIsToldLikeAnyFailure) {
+  if (under_address_sanitizer) GTEST_SKIP() << "it ends the process";
+  disk_.limits.write_alignment = 1u << 31;
+  std::unique_ptr<Child> file = open(disk_);
+  Packer packer(*file);
+  Packer::Receipt receipt;
+  packer.append(HostOffset(0), noise(100), receipt, Packer::Behind::nothing);
+  int code = 0;
+  {
+    const NoMoreMemory limit(64 << 20);
+    packer.send();
+    failure(packer.written(receipt), &code);
+  }
+  EXPECT_EQ(code, ENOMEM);
+  run(packer.idle());
+  run(file->detach());
 }
 
 }  // namespace

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <list>
 #include <utility>
 
 namespace vise::qcow2 {
@@ -79,24 +78,22 @@ void Packer::send() {
   if (open_) writes_.spawn(write(std::exchange(open_, nullptr)));
 }
 
+// Whatever fails, those who wait for the batch are told.
 Task<void> Packer::write(std::shared_ptr<Batch> batch) {
-  std::vector<Batch::Piece>& pieces = batch->pieces_;
-  std::ranges::sort(pieces, {}, &Batch::Piece::at);
   std::list<Stretch> stretches;
-  for (const Batch::Piece& piece : pieces) {
-    if (stretches.empty() || stretches.back().end != piece.at) {
-      stretches.emplace_back().start = piece.at;
-    }
-    stretches.back().segments.push_back(piece.bytes);
-    stretches.back().end = piece.end();
-  }
   TaskScope writes;
-  for (auto stretch = stretches.begin(); stretch != stretches.end(); ++stretch) {
-    const auto next = std::next(stretch);
-    const bool is_open = batch->open_end_ == stretch->end &&
-                         (next == stretches.end() || next->start >= stretch->end.align_up(unit()));
-    complete_units(*stretch, batch, is_open ? Behind::nothing : Behind::unknown);
-    writes.spawn(write_stretch(*stretch));
+  try {
+    gather(*batch, stretches);
+    for (auto stretch = stretches.begin(); stretch != stretches.end(); ++stretch) {
+      const auto next = std::next(stretch);
+      const bool is_open =
+          batch->open_end_ == stretch->end &&
+          (next == stretches.end() || next->start >= stretch->end.align_up(unit()));
+      complete_units(*stretch, batch, is_open ? Behind::nothing : Behind::unknown);
+      writes.spawn(write_stretch(*stretch));
+    }
+  } catch (...) {
+    batch->error_ = std::current_exception();
   }
   try {
     co_await writes.join();
@@ -107,10 +104,23 @@ Task<void> Packer::write(std::shared_ptr<Batch> batch) {
   std::erase_if(shared_units_, [&](const auto& entry) { return entry.second.last == batch; });
 }
 
+void Packer::gather(Batch& batch, std::list<Stretch>& stretches) {
+  std::ranges::sort(batch.pieces_, {}, &Batch::Piece::at);
+  for (const Batch::Piece& piece : batch.pieces_) {
+    if (stretches.empty() || stretches.back().end != piece.at) {
+      stretches.emplace_back().start = piece.at;
+    }
+    stretches.back().segments.push_back(piece.bytes);
+    stretches.back().end = piece.end();
+  }
+}
+
 // Makes the stretch begin and end with whole units of the file, as far as what else they hold is
 // known; of what is not the file's node takes care.
 void Packer::complete_units(Stretch& stretch, const std::shared_ptr<Batch>& batch, Behind behind) {
   const std::uint64_t unit = this->unit();
+  // A mirror that has ended puts another file below, which may take other units.
+  if (tail_ && tail_->bytes.size() != unit) tail_.reset();
   if (unit == 1) return;
   const HostOffset first_unit = stretch.start.align_down(unit);
   const HostOffset last_unit = stretch.end.align_down(unit);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <exception>
+#include <list>
 #include <map>
 #include <memory>
 #include <optional>
@@ -76,6 +77,7 @@ class Packer {
 
   void put(HostOffset at, std::span<const std::byte> data, Receipt& receipt);
   Task<void> write(std::shared_ptr<Batch> batch);
+  static void gather(Batch& batch, std::list<Stretch>& stretches);
   Task<void> write_stretch(Stretch& stretch);
   void complete_units(Stretch& stretch, const std::shared_ptr<Batch>& batch, Behind behind);
   void remember_tail(const Stretch& stretch);
