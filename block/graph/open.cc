@@ -76,6 +76,12 @@ void warn_about_probing(const Graph& graph, const std::string& name) {
   graph.on_warning("WARNING: Give the format 'raw' explicitly to lift the restriction");
 }
 
+// Headers may name a protocol as the format of a backing file, which then is used as it stands.
+bool is_protocol(DriverTable& drivers, std::string_view format) {
+  const DriverType* const type = drivers.find(format);
+  return type != nullptr && type->kind == DriverKind::protocol;
+}
+
 // A name that an image holds, as options: never more than a plain file name, unless images are
 // trusted. Guests and those who make images must not choose which protocols are spoken.
 Value::Dict options_of_image_name(const Graph& graph, const std::string& image,
@@ -321,7 +327,8 @@ Task<std::shared_ptr<Node>> Graph::Internals::open_described(OpenContext& contex
     if (!image_name.empty()) {
       Value::Dict file =
           options_of_image_name(graph, context.node_.protocol_filename(), image_name);
-      const bool complete = image_name.starts_with(json_prefix) || names_protocol(&context, role);
+      const bool complete = image_name.starts_with(json_prefix) || names_protocol(&context, role) ||
+                            is_protocol(graph.context().drivers(), request.format);
       if (complete) {
         override_options(file, request.options);
         request.options = std::move(file);

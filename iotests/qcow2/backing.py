@@ -65,6 +65,22 @@ def compressed_base_and_compressed_overlay(t, codec):
 
 
 @case
+def a_backing_file_whose_format_is_a_protocol(t):
+    t.write("base.raw", mixed_data(2 * MIB, 64 * KIB, 1))
+    t.vise_img("create", "-f", "qcow2", "-b", "base.raw", "-F", "raw", "top.qcow2")
+    t.qemu_img("rebase", "-u", "-f", "qcow2", "-b", "base.raw", "-F", "file", "top.qcow2")
+    t.reads_as("top.qcow2", "base.raw")
+    chain = t.vise_img("info", "--backing-chain", "--output=json", "top.qcow2").json
+    t.equal([entry["format"] for entry in chain], ["qcow2", "file"])
+    t.vise_img("create", "-f", "qcow2", "-b", "base.raw", "-F", "file", "other.qcow2")
+    t.reads_as("other.qcow2", "base.raw")
+    # What an image calls a protocol must still be a plain file name.
+    t.qemu_img("rebase", "-u", "-f", "qcow2", "-b", "base.raw", "-F", "nbd", "top.qcow2")
+    failed = t.vise_io("-f", "qcow2", "top.qcow2", commands=["read 0 512"], code=1)
+    t.check("base.raw" in failed.stderr, failed)
+
+
+@case
 def a_backing_image_shorter_than_its_overlay(t):
     t.write("base.raw", mixed_data(100 * KIB + 512, 4096, 3))
     t.vise_img("create", "-f", "qcow2", "-b", "base.raw", "-F", "raw", "top.qcow2", "1M")
