@@ -245,6 +245,12 @@ std::string name_to_store(const Node& image, const Node& overlay) {
   return fs::proximate(fs::absolute(name), fs::absolute(folder)).string();
 }
 
+std::string format_to_store(const Node& image, StoredFormat how) {
+  const bool as_raw =
+      how == StoredFormat::protocol_as_raw && image.type().kind == DriverKind::protocol;
+  return as_raw ? "raw" : std::string(image.type().name);
+}
+
 std::string Node::protocol_filename() const {
   const Node* node = this;
   while (node->type().kind != DriverKind::protocol) {

@@ -35,4 +35,9 @@ std::string resolve_relative(std::string_view image, std::string_view name);
 /// overlay. Throws Error(EINVAL) if it takes more than a file name.
 std::string name_to_store(const Node& image, const Node& overlay);
 
+/// What headers call the format of a backing image: the name of its driver, or 'raw' for what is
+/// used without a format.
+enum class StoredFormat { as_driver, protocol_as_raw };
+std::string format_to_store(const Node& image, StoredFormat how);
+
 }  // namespace vise

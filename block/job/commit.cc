@@ -7,7 +7,6 @@
 #include <utility>
 
 #include "copy/chain_source.h"
-#include "graph/file_names.h"
 #include "job/copy_job.h"
 #include "job/job_filter.h"
 #include "util/clean_up.h"
@@ -24,7 +23,8 @@ class CommitJob final : public CopyJob {
       : CopyJob(events, qapi::JobType::commit, settings.job),
         top_(settings.top->shared_from_this()),
         base_(settings.base->shared_from_this()),
-        backing_file_(std::move(settings.backing_file)) {
+        backing_file_(std::move(settings.backing_file)),
+        backing_format_(settings.backing_format) {
     for (Node* node = top_.get(); node != nullptr; node = backing_of(*node)) {
       nodes_.push_back(node);
       nodes_.push_back(&image_of(*node));
@@ -146,7 +146,8 @@ class CommitJob final : public CopyJob {
       const bool was_read_only = overlay.read_only();
       if (was_read_only) co_await overlay.graph().reopen(overlay, false);
       std::string name = backing_file_ ? *backing_file_ : name_to_store(base, overlay);
-      co_await image->change_backing_file(std::move(name), std::string(base.type().name));
+      std::string format = format_to_store(base, backing_format_);
+      co_await image->change_backing_file(std::move(name), std::move(format));
       if (was_read_only) co_await held->graph().reopen(*held, true);
     }
   }
@@ -154,6 +155,7 @@ class CommitJob final : public CopyJob {
   std::shared_ptr<Node> top_;
   std::shared_ptr<Node> base_;
   std::optional<std::string> backing_file_;
+  const StoredFormat backing_format_;
   std::vector<Node*> nodes_;
   std::vector<GuestRange> copied_;
   bool was_read_only_ = false;

@@ -6,6 +6,7 @@
 #include <optional>
 #include <string>
 
+#include "graph/file_names.h"
 #include "job/job_table.h"
 #include "vise/graph.h"
 
@@ -16,6 +17,7 @@ struct CommitSettings {
   Node* top = nullptr;                      // the uppermost image to go; others are above it
   Node* base = nullptr;                     // below it
   std::optional<std::string> backing_file;  // what headers say afterwards; else the base's name
+  StoredFormat backing_format = StoredFormat::as_driver;
   std::optional<std::string> filter_node_name;
 };
 

@@ -7,7 +7,6 @@
 #include <utility>
 
 #include "copy/chain_source.h"
-#include "graph/file_names.h"
 #include "job/copy_job.h"
 #include "job/job_filter.h"
 #include "util/clean_up.h"
@@ -41,7 +40,8 @@ class StreamJob final : public CopyJob {
         device_(settings.device->shared_from_this()),
         overlay_(image_of(*settings.device).shared_from_this()),
         base_(settings.base != nullptr ? settings.base->shared_from_this() : nullptr),
-        backing_file_(std::move(settings.backing_file)) {
+        backing_file_(std::move(settings.backing_file)),
+        backing_format_(settings.backing_format) {
     for (Node* node = device_.get(); node != overlay_.get();
          node = &node->filtered_child()->node()) {
       nodes_.push_back(node);
@@ -190,7 +190,7 @@ class StreamJob final : public CopyJob {
     if (base_ != nullptr) {
       const Node& base = image_of(*base_);
       name = backing_file_ ? *backing_file_ : name_to_store(base, *overlay_);
-      format = base.type().name;
+      format = format_to_store(base, backing_format_);
     }
     co_await image.change_backing_file(std::move(name), std::move(format));
     std::unique_ptr<Child> edge;
@@ -208,6 +208,7 @@ class StreamJob final : public CopyJob {
   std::shared_ptr<Node> overlay_;
   std::shared_ptr<Node> base_;  // null: none
   std::optional<std::string> backing_file_;
+  const StoredFormat backing_format_;
   std::vector<Node*> nodes_;
   bool was_read_only_ = false;
   std::unique_ptr<ChainSource> source_;  // null: there is nothing to do

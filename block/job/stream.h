@@ -5,6 +5,7 @@
 #include <optional>
 #include <string>
 
+#include "graph/file_names.h"
 #include "job/job_table.h"
 #include "vise/graph.h"
 
@@ -15,6 +16,7 @@ struct StreamSettings {
   Node* device = nullptr;                   // the image, or a filter above it
   Node* base = nullptr;                     // where to stop; null: everything is copied
   std::optional<std::string> backing_file;  // what the header says afterwards; else the base's name
+  StoredFormat backing_format = StoredFormat::as_driver;
   std::optional<std::string> filter_node_name;
 };
 

@@ -42,6 +42,12 @@ void start(Services& services, std::shared_ptr<Job> job) {
   services.jobs().start(std::move(job));
 }
 
+template <class Arguments>
+StoredFormat stored_format(const Arguments& arguments) {
+  return arguments.backing_mask_protocol.value_or(false) ? StoredFormat::protocol_as_raw
+                                                         : StoredFormat::as_driver;
+}
+
 // --- stream -------------------------------------------------------------------------------------
 
 // The image of the chain below `overlay` that `matches`.
@@ -123,6 +129,7 @@ Task<void> block_stream(Services& services, qapi::BlockStreamArguments arguments
   Node* const base = co_await find_base(services, image_of(*settings.device), arguments);
   settings.base = base;
   settings.backing_file = arguments.backing_file;
+  settings.backing_format = stored_format(arguments);
   settings.filter_node_name = arguments.filter_node_name;
   std::shared_ptr<Job> job = co_await make_stream_job(services.jobs(), std::move(settings));
   start(services, std::move(job));
@@ -137,6 +144,7 @@ Task<void> commit_below(Services& services, const qapi::BlockCommitArguments& ar
   settings.top = &top;
   settings.base = &base;
   settings.backing_file = arguments.backing_file;
+  settings.backing_format = stored_format(arguments);
   settings.filter_node_name = arguments.filter_node_name;
   std::shared_ptr<Job> made = co_await make_commit_job(services.jobs(), std::move(settings));
   start(services, std::move(made));
