@@ -325,6 +325,36 @@ def one_refusal_keeps_all_as_they_were(t):
     t.qemu_io("-f", "qcow2", "a.qcow2", commands=["read -P 3 0 64k", "read -P 1 64k 4032k"])
 
 
+@cases(before=["all", "cached"], after=["all", "cached"])
+def a_refusal_keeps_the_checks_for_overlaps(t, before, after):
+    """An entry of the disk points to an L2 table of snapshot one: only the check tells."""
+    t.vise_img("create", "-f", "qcow2", "disk.qcow2", str(SIZE))
+    for name in ("one", "two", None):
+        t.vise_io("-f", "qcow2", "disk.qcow2", commands=["write -q -P 1 0 64k"])
+        if name:
+            t.vise_img("snapshot", "-c", name, "disk.qcow2")
+    data = t.read("disk.qcow2")
+    def u64(offset):
+        return int.from_bytes(data[offset:offset + 8], "big")
+    table = u64(u64(u64(64))) % (1 << 56)  # where the L1 table of the first snapshot points to
+    t.patch("disk.qcow2", u64(u64(40)) % (1 << 56) + 5 * 8, (table | 1 << 63).to_bytes(8, "big"))
+    t.vise_img("create", "-f", "qcow2", "other.qcow2", str(SIZE))
+    daemon = Daemon(t)
+    for options in (qcow2("disk", **{"overlap-check": before}), qcow2("other")):
+        daemon.execute("blockdev-add", options)
+    refused(t, daemon, "511", qcow2("disk", **{"overlap-check": after}),
+            qcow2("other", **{"l2-cache-entry-size": 511}))
+    # Where the tables of snapshots are is found out anew.
+    daemon.execute("blockdev-snapshot-delete-internal-sync", device="disk", name="two")
+    client = t.hold("qemu-io", "-f", "raw", export(t, daemon, "disk"))
+    told = client.command_line("write -P 2 320k 64k")
+    t.equal("failed" in told, before == "all", told)
+    client.end()
+    daemon.quit()
+    kept = t.read("disk.qcow2")[table:table + 64 * KIB] == data[table:table + 64 * KIB]
+    t.equal(kept, before == "all", "the snapshot's table is as it was")
+
+
 @case
 def bitmaps_are_stored_when_their_node_becomes_read_only(t):
     t.vise_img("create", "-f", "qcow2", "disk.qcow2", str(SIZE))

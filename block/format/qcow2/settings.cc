@@ -126,6 +126,7 @@ Settings read_settings(OpenContext& context, const Header& header) {
 // What does not come from the settings alone; at first, and after a change.
 void Qcow2::use(const Settings& settings) {
   settings_ = settings;
+  overlap_checks_wanted_ = settings.overlap_checks;
   space_.discards_on_request = settings.pass_discard_request;
   space_.discards_on_overwrite = settings.pass_discard_other;
   guard_.set_checked(settings.overlap_checks);
@@ -154,7 +155,8 @@ Task<std::function<void()>> Qcow2::prepare_reopen(OpenContext& context) {
   // Slices of another size take the place of clean ones only.
   if (settings.l2_slice_size != settings_.l2_slice_size && stopped_) require_running();
   if (!read_only_ && !stopped_) co_await settle();
-  overlap_checks_wanted_ = settings.overlap_checks;
+  // Both, as the others may still refuse: then this node goes on with what it has.
+  overlap_checks_wanted_ = settings_.overlap_checks | settings.overlap_checks;
   const bool new_check =
       settings.overlap_checks.has(Metadata::inactive_l2) && !guard_.checks(Metadata::inactive_l2);
   if (new_check && !read_only_) {
