@@ -70,8 +70,13 @@ class InPlaceCompressor {
 Task<void> InPlaceCompressor::run() {
   const double compressing = request_.options.compact ? 0.8 : 1.0;
   bar_length_ = compressing * 0.7;
+  // What takes its time, flushing and checking, is not drained.
+  co_await image_.flush();
   const DriverStep begin = [this] { return driver_.begin_compressing(); };
   co_await drained(begin);
+  co_await driver_.check_metadata();
+  const DriverStep end_check = [this] { return driver_.end_check(); };
+  co_await drained(end_check);
   co_await walk(Step::compress, GuestOffset(image_.size()));
   bar_start_ = bar_length_;
   bar_length_ = compressing - bar_start_;

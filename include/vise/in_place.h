@@ -18,9 +18,13 @@ class CompressibleInPlace {
   virtual ~CompressibleInPlace() = default;
 
   /// Called drained, first of all. Throws Error(ENOTSUP) if the image cannot hold compressed
-  /// clusters side by side, EIO if its metadata is corrupt; gives back what an interrupted run has
-  /// leaked.
+  /// clusters side by side.
   virtual Task<void> begin_compressing() = 0;
+  /// Called next: looks for what is wrong with the metadata.
+  virtual Task<void> check_metadata() = 0;
+  /// Called drained: what was found counts. Throws Error(EIO) if the metadata is corrupt; gives
+  /// back what an interrupted run has leaked.
+  virtual Task<void> end_check() = 0;
 
   /// The first stretch of whole clusters in `range` that is worth compressing, of about `most`
   /// bytes at most. Empty, at the end of `range`, if there is none.

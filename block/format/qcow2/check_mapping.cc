@@ -48,9 +48,10 @@ void CheckPass::count_l1_entry(std::uint64_t entry, std::uint32_t index, Table k
   }
   if (kind == Table::snapshot || copied_ == Copied::later) return;
   if (copied_is_wrong(entry)) {
-    const std::uint64_t count = stored.get(cluster_of(offset));
+    const std::uint64_t cluster = cluster_of(offset);
     corruption(fmt::format("OFLAG_COPIED L2 cluster: l1_index={} l1_entry={:x} refcount={}", index,
-                           entry, count));
+                           entry, stored.get(cluster)),
+               {cluster, cluster});
   }
 }
 
@@ -86,7 +87,8 @@ Task<void> CheckPass::count_l2_tables() {
     const std::uint64_t cluster = cluster_of(use.offset);
     if (references.marked(cluster)) {
       corruption(
-          fmt::format("L2 table at {:#x} lies in a cluster of other metadata", use.offset.bytes()));
+          fmt::format("L2 table at {:#x} lies in a cluster of other metadata", use.offset.bytes()),
+          {cluster, cluster});
     }
     references.mark(cluster);
     offsets.push_back(use.offset);
@@ -201,8 +203,10 @@ void CheckPass::visit_host_cluster(const Entry& e) {
   if (add_reference(range, e.use.total)) check_not_metadata(range, e.word);
   if (e.use.active == 0 || copied_ == Copied::later) return;
   if (copied_is_wrong(e.word)) {
-    const std::uint64_t count = stored.get(cluster_of(range.start));
-    corruption(fmt::format("OFLAG_COPIED data cluster: l2_entry={:x} refcount={}", e.word, count));
+    const std::uint64_t cluster = cluster_of(range.start);
+    corruption(fmt::format("OFLAG_COPIED data cluster: l2_entry={:x} refcount={}", e.word,
+                           stored.get(cluster)),
+               {cluster, cluster});
   }
 }
 
@@ -226,7 +230,8 @@ void CheckPass::check_not_metadata(HostRange range, std::uint64_t word) {
   const std::uint64_t last = cluster_of(range.end() - 1);
   for (std::uint64_t c = cluster_of(range.start); c <= last; ++c) {
     if (!references.marked(c)) continue;
-    corruption(fmt::format("l2_entry={:x}: guest data in the metadata cluster {}", word, c));
+    corruption(fmt::format("l2_entry={:x}: guest data in the metadata cluster {}", word, c),
+               {c, c});
     return;
   }
 }

@@ -50,15 +50,20 @@ void CheckPass::corruption(const std::string& text) {
   report("ERROR " + text);
 }
 
+void CheckPass::corruption(const std::string& text, Doubt about) {
+  corruption(text);
+  doubts.push_back(about);
+}
+
 // False, with nothing counted, if the range lies a cluster or more beyond the end of the file.
 bool CheckPass::add_reference(HostRange range, std::uint64_t times) {
   if (range.empty()) return true;
   const std::uint64_t limit = file_length_ + header_.cluster_size() - 1;
   if (!range.ends_by(limit)) {
-    corruption(
-        fmt::format("reference to {} bytes at {:#x}, a cluster or more beyond the end of "
-                    "the file at {:#x}",
-                    range.length, range.start.bytes(), file_length_));
+    corruption(fmt::format("reference to {} bytes at {:#x}, a cluster or more beyond the end of "
+                           "the file at {:#x}",
+                           range.length, range.start.bytes(), file_length_),
+               {cluster_of(range.start), cluster_of(range.end() - 1)});
     return false;
   }
   const std::uint64_t last = cluster_of(range.end() - 1);
@@ -82,7 +87,7 @@ Task<void> CheckPass::run(Copied copied) {
   co_await count_snapshots();
   co_await count_l2_tables();
   check_blocks();
-  compare();
+  co_await compare();
   result.total_clusters = divide_up(header_.virtual_size, header_.cluster_size());
 }
 

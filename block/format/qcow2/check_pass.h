@@ -64,8 +64,17 @@ class CheckPass {
   /// by them would lose data.
   bool incomplete = false;
 
+  /// Of the corruptions, those that would not be there had these clusters been in use otherwise.
+  struct Doubt {
+    std::uint64_t first;
+    std::uint64_t last;  // inclusive
+  };
+  std::vector<Doubt> doubts;
+
   /// Counts a finding that is a corruption and tells people.
   void corruption(const std::string& text);
+  /// The same for one that depends on what else was found about some clusters.
+  void corruption(const std::string& text, Doubt about);
   void report(const std::string& text) const;
 
   std::uint64_t cluster_of(HostOffset offset) const {
@@ -86,7 +95,7 @@ class CheckPass {
   void load_block(std::uint64_t index, std::span<const std::byte> block);
   void check_blocks();
   void structure_fault(const std::string& text);
-  void compare();
+  Task<void> compare();
   void compare_cluster(std::uint64_t cluster);
   bool count_is_unknown(std::uint64_t cluster) const;
   // check_mapping.cc

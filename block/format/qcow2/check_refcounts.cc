@@ -10,6 +10,7 @@
 #include "format/qcow2/metadata_io.h"
 #include "format/qcow2/refcount_packing.h"
 #include "vise/buffer.h"
+#include "vise/event_loop.h"
 #include "vise/util/checked.h"
 #include "vise/util/endian.h"
 
@@ -121,8 +122,11 @@ void CheckPass::check_blocks() {
   }
 }
 
-void CheckPass::compare() {
+// In steps, as others may be waiting for the loop.
+Task<void> CheckPass::compare() {
+  constexpr std::uint64_t chunks_at_once = 64;
   for (std::uint64_t chunk = 0; chunk < references.chunk_count(); ++chunk) {
+    if (chunk % chunks_at_once == 0) co_await EventLoop::current().yield();
     const std::uint64_t first = chunk * ClusterCounts::chunk_clusters;
     const std::uint64_t end = std::min(first + ClusterCounts::chunk_clusters, references.size());
     if (references.chunk_is_empty(chunk) && stored.chunk_is_empty(chunk)) continue;
@@ -154,7 +158,8 @@ void CheckPass::compare_cluster(std::uint64_t cluster) {
     ++result.leaks;
     report(fmt::format("Leaked cluster {} refcount={} reference={}", cluster, count, expected));
   } else {
-    corruption(fmt::format("cluster {} refcount={} reference={}", cluster, count, expected));
+    corruption(fmt::format("cluster {} refcount={} reference={}", cluster, count, expected),
+               {cluster, cluster});
     if (count == 0) needs_rebuild = true;
   }
 }

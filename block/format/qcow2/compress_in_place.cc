@@ -6,7 +6,7 @@
 #include <cerrno>
 #include <vector>
 
-#include "format/qcow2/check.h"
+#include "format/qcow2/check_in_use.h"
 #include "format/qcow2/compress_job.h"
 #include "format/qcow2/move_plan.h"
 #include "format/qcow2/qcow2.h"
@@ -33,18 +33,9 @@ Task<void> Qcow2::begin_compressing() {
         .with_hint("'amend -o refcount_bits=16' makes them wider");
   }
   co_await begin_operation();
-  CheckRequest request;
-  request.repair = Repair::leaks;
-  const CheckResult found = co_await check_image(*file_, header_, std::move(request));
-  if (found.corruptions > 0 || found.check_errors > 0) {
-    throw Error(EIO, "the image is corrupt, so that nothing was compressed")
-        .with_hint("'check' tells more, and may repair it");
-  }
-  if (found.leaks_fixed > 0) {
-    co_await refcounts_.reload();
-    space_.forget_packing();
-  }
   move_plan_.reset();
+  check_in_use_ = std::make_unique<CheckInUse>(*file_, header_);
+  space_.note_changes(&check_in_use_->changed);
 }
 
 // Ours alone, and complete without the backing image; or space that holds nothing.

@@ -12,6 +12,7 @@
 
 #include <fmt/format.h>
 
+#include "format/qcow2/check_in_use.h"
 #include "format/qcow2/move_plan.h"
 #include "format/qcow2/snapshot_table.h"
 #include "util/driver_options.h"

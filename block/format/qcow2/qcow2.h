@@ -61,6 +61,7 @@ struct Settings {
 /// What the options of the node say. Throws Error(EINVAL) for what cannot be.
 Settings read_settings(OpenContext& context, const Header& header);
 
+struct CheckInUse;
 class MovePlan;
 class References;
 class SharedTables;
@@ -119,6 +120,8 @@ class Qcow2 : public Driver,
   Task<void> amend(AmendRequest request) override;
   void complete() override { is_complete_ = true; }
   Task<void> begin_compressing() override;
+  Task<void> check_metadata() override;
+  Task<void> end_check() override;
   Task<GuestRange> find_uncompressed(GuestRange range, std::uint64_t most) override;
   Task<std::uint64_t> compress_range(GuestRange range, int level) override;
   Task<SnapshotStep> compress_snapshots(std::uint64_t position, int level) override;
@@ -226,6 +229,11 @@ class Qcow2 : public Driver,
                                TicketQueue::Ticket& ticket);
   Task<void> finish_freeing();
   Task<std::uint64_t> free_run(std::uint64_t first, std::uint64_t end);
+
+  // check_in_use.cc
+  void forget_check();
+  Task<void> give_back_leaks(const CheckInUse& check);
+  Task<void> check_standing_still();
 
   // compress_snapshots.cc
   Task<void> find_shared(SharedTables& tables, SnapshotStep& step,
@@ -388,6 +396,7 @@ class Qcow2 : public Driver,
   bool bitmaps_loaded_ = false;          // the node's persistent bitmaps are those of the image
   bool bitmaps_lost_ = false;            // their directory is damaged
   std::unique_ptr<MovePlan> move_plan_;  // null: none was made yet
+  std::unique_ptr<CheckInUse> check_in_use_;  // null: none is under way
 
   // Protects the sequence of a commit; taken with nothing else held but range locks and flights.
   AsyncMutex commit_mutex_;

@@ -71,6 +71,7 @@ Task<HostRange> Space::allocate_contiguous(std::uint64_t count) {
     }
     const HostRange more{HostOffset(run.first << geometry_.cluster_bits),
                          run.count << geometry_.cluster_bits};
+    note(more);
     if (range.length > 0 && range.end() == more.start) {
       range.length += more.length;
     } else {
@@ -155,18 +156,27 @@ void Space::free_later(const Descriptor& old, Reason reason) {
     // Where in its last sector it ended is not known, and the next extent may start there.
     hole.length = old.stored_length > 512 ? old.stored_length - 512 : 0;
   }
+  note(range);
   pending_.push_back(
       {cluster_of(range.start), cluster_of(range.end() - 1), flights_.next(), reason, hole});
   if (!rules_.unlink_before_free) became_stable(take_pending());
 }
 
 void Space::free_clusters_later(HostRange clusters, Reason reason) {
+  note(clusters);
   pending_.push_back({cluster_of(clusters.start), cluster_of(clusters.end() - 1), flights_.next(),
                       reason, HostRange{clusters.start, 0}});
   if (!rules_.unlink_before_free) became_stable(take_pending());
 }
 
+void Space::note(HostRange clusters) const {
+  if (changed_ == nullptr) return;
+  const std::uint64_t last = cluster_of(clusters.end() - 1);
+  for (std::uint64_t c = cluster_of(clusters.start); c <= last; ++c) changed_->add(c);
+}
+
 void Space::free_unlinked(HostRange clusters) {
+  note(clusters);
   stable_.push_back({cluster_of(clusters.start), cluster_of(clusters.end() - 1), flights_.next(),
                      Reason::never_used, HostRange{clusters.start, 0}});
 }

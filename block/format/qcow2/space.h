@@ -92,6 +92,9 @@ class Space {
   const HoleMap& holes() const { return holes_; }
   /// Keeps `uses` (null: nothing) told of clusters whose counts change: they are excluded there.
   void watch(UseMap* uses) { watched_ = uses; }
+  /// Adds to `changed` (null: nothing) every cluster whose count, or what refers to it, changes in
+  /// memory from now on, before the disk changes.
+  void note_changes(RunSet* changed) { changed_ = changed; }
   /// These bytes of a cluster, all others being in use, belong to nobody.
   void found_holes(std::uint64_t cluster, const std::vector<HostRange>& holes);
 
@@ -116,7 +119,9 @@ class Space {
   void abandon_cluster(std::uint64_t cluster);
   void count_changes(std::uint64_t cluster) {
     if (watched_ != nullptr) watched_->exclude(cluster);
+    if (changed_ != nullptr) changed_->add(cluster);
   }
+  void note(HostRange clusters) const;
   void remember_hole(std::uint64_t cluster, HostRange hole);
   Task<void> give_back(const Freed& freed);
 
@@ -139,6 +144,7 @@ class Space {
   bool lacks_holes_ = false;
   std::uint64_t lost_bytes_ = all_unknown;  // freed and not in holes_, about
   UseMap* watched_ = nullptr;
+  RunSet* changed_ = nullptr;
   std::vector<Freed> pending_;  // not stable yet
   std::deque<Freed> stable_;    // requests may still use it
   bool reclaiming_ = false;
