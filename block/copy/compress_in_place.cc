@@ -4,7 +4,9 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <optional>
 #include <utility>
+#include <vector>
 
 #include "codec/codec.h"
 #include "copy/slot_holder.h"
@@ -22,6 +24,10 @@ constexpr std::uint64_t usual_chunk = std::uint64_t{1} << 20;
 constexpr std::uint64_t memory_limit = std::uint64_t{32} << 20;  // of all chunks together
 // Each round of moves ends when the one before has not helped; this bounds them while others write.
 constexpr int most_rounds = 8;
+// Where nothing works any more, going on behind the bad place is of no use.
+constexpr unsigned most_failures_in_a_row = 64;
+// Errors that trying again does not mend.
+constexpr int lasting[] = {ECANCELED, EINVAL, ENOTSUP, EROFS, ENOMEDIUM};
 
 class InPlaceCompressor {
  public:
@@ -41,9 +47,14 @@ class InPlaceCompressor {
   enum class Step { compress, move };
   using DriverStep = std::function<Task<void>()>;
 
+  Task<void> begin();
   Task<void> drained(const DriverStep& step);
+  Task<void> whole(const DriverStep& step);
+  Task<bool> attempt(const DriverStep& step, InPlaceStep what);
+  Task<void> compress_disk();
+  Task<void> move_once();
   Task<void> compress_snapshots();
-  Task<void> compress_snapshots_step(CompressibleInPlace::SnapshotStep& step);
+  Task<void> plan_moves(bool& more);
   Task<void> walk(Step step, GuestOffset end);
   Task<void> spawn_chunks(Step step, GuestOffset end);
   Task<GuestRange> next_chunk(Step step, GuestRange rest);
@@ -62,6 +73,8 @@ class InPlaceCompressor {
   TaskScope chunks_;
   InPlaceProgress progress_;
   bool stopped_ = false;
+  std::vector<GuestRange> left_out_;  // by the walk
+  unsigned failures_in_a_row_ = 0;
   // The part of the bar that a walk fills.
   double bar_start_ = 0;
   double bar_length_ = 1;
@@ -70,31 +83,61 @@ class InPlaceCompressor {
 Task<void> InPlaceCompressor::run() {
   const double compressing = request_.options.compact ? 0.8 : 1.0;
   bar_length_ = compressing * 0.7;
-  // What takes its time, flushing and checking, is not drained.
+  const DriverStep begin = [this] { return this->begin(); };
+  co_await whole(begin);
+  co_await compress_disk();
+  bar_start_ = bar_length_;
+  bar_length_ = compressing - bar_start_;
+  co_await compress_snapshots();
+  for (int round = 0; request_.options.compact && round < most_rounds; ++round) {
+    co_await checkpoint();
+    bool more = false;
+    const DriverStep plan = [this, &more] { return plan_moves(more); };
+    co_await whole(plan);
+    if (!more) break;
+    bar_start_ += bar_length_;
+    bar_length_ = (1 - bar_start_) / 2;
+    co_await move_once();
+  }
+  co_await checkpoint();
+  const DriverStep release = [this] { return driver_.release_free_space(); };
+  co_await whole(release);
+  for (const GuestRange& range : left_out_) progress_.left_out += range.length;
+  const DriverStep flush = [this] { return image_.flush(); };
+  co_await whole(flush);
+}
+
+// What takes its time, flushing and checking, is not drained.
+Task<void> InPlaceCompressor::begin() {
   co_await image_.flush();
   const DriverStep begin = [this] { return driver_.begin_compressing(); };
   co_await drained(begin);
   co_await driver_.check_metadata();
   const DriverStep end_check = [this] { return driver_.end_check(); };
   co_await drained(end_check);
+}
+
+Task<void> InPlaceCompressor::compress_disk() {
   co_await walk(Step::compress, GuestOffset(image_.size()));
-  bar_start_ = bar_length_;
-  bar_length_ = compressing - bar_start_;
-  co_await compress_snapshots();
-  for (int round = 0; request_.options.compact && round < most_rounds; ++round) {
+  for (const GuestRange& range : std::exchange(left_out_, {})) {
     co_await checkpoint();
-    const bool more = co_await driver_.plan_moves();
-    if (!more) break;
-    bar_start_ += bar_length_;
-    bar_length_ = (1 - bar_start_) / 2;
-    co_await walk(Step::move, driver_.end_of_moves());
-    const DriverStep move_tables = [this] { return driver_.move_tables(); };
-    co_await drained(move_tables);
-    co_await driver_.release_free_space();
+    co_await slots_.acquire();
+    co_await process(Step::compress, range);
   }
-  co_await checkpoint();
-  co_await driver_.release_free_space();
-  co_await image_.flush();
+  for (const GuestRange& range : std::exchange(left_out_, {})) progress_.left_out += range.length;
+}
+
+Task<void> InPlaceCompressor::plan_moves(bool& more) { more = co_await driver_.plan_moves(); }
+
+// What is left out this time may be part of the next plan.
+Task<void> InPlaceCompressor::move_once() {
+  left_out_.clear();
+  co_await walk(Step::move, driver_.end_of_moves());
+  const DriverStep move_tables = [this] { return driver_.move_tables(); };
+  const DriverStep move_drained = [&] { return drained(move_tables); };
+  co_await whole(move_drained);
+  const DriverStep release = [this] { return driver_.release_free_space(); };
+  co_await whole(release);
 }
 
 // What snapshots hold nobody writes to, but the disk shares it, and entries of both change at once.
@@ -102,18 +145,45 @@ Task<void> InPlaceCompressor::compress_snapshots() {
   CompressibleInPlace::SnapshotStep step;
   do {
     co_await checkpoint();
-    const DriverStep work = [this, &step] { return compress_snapshots_step(step); };
-    co_await drained(work);
+    const std::uint64_t before = step.next;
+    const DriverStep work = [this, &step, before] {
+      step.next = before;
+      return driver_.compress_snapshots(step, request_.options.level);
+    };
+    const DriverStep work_drained = [&] { return drained(work); };
+    const bool done = co_await attempt(work_drained, InPlaceStep::of_a_place);
+    if (!done) progress_.left_out += std::max(step.read, image_.limits().cluster_size);
     progress_.compressed += step.compressed;
     if (step.end > 0) report(static_cast<double>(step.next) / static_cast<double>(step.end));
     if (request_.control != nullptr) co_await request_.control->pace(step.read, request_.clock);
   } while (step.next < step.end);
 }
 
-Task<void> InPlaceCompressor::compress_snapshots_step(CompressibleInPlace::SnapshotStep& step) {
-  const CompressibleInPlace::SnapshotStep done =
-      co_await driver_.compress_snapshots(step.next, request_.options.level);
-  step = done;
+Task<void> InPlaceCompressor::whole(const DriverStep& step) {
+  co_await attempt(step, InPlaceStep::of_the_whole);
+}
+
+// A step, as often as the client wishes. False: it is left out.
+Task<bool> InPlaceCompressor::attempt(const DriverStep& step, InPlaceStep what) {
+  for (;;) {
+    std::exception_ptr failure;
+    std::optional<Error> error;
+    try {
+      co_await step();
+    } catch (const Error& thrown) {
+      error = thrown;
+      failure = std::current_exception();
+    }
+    if (!failure) {
+      failures_in_a_row_ = 0;
+      co_return true;
+    }
+    const bool lasts = std::ranges::find(lasting, error->code()) != std::end(lasting) ||
+                       ++failures_in_a_row_ >= most_failures_in_a_row;
+    if (!request_.on_error || lasts || stopped_) std::rethrow_exception(failure);
+    const AfterError wish = co_await request_.on_error(*error, what);
+    if (wish == AfterError::leave_out) co_return false;
+  }
 }
 
 Task<void> InPlaceCompressor::drained(const DriverStep& step) {
@@ -173,9 +243,13 @@ Task<void> InPlaceCompressor::process(Step step, GuestRange range) {
   const SlotHolder slot(slots_);
   const std::function<Task<void>()> work = [this, step, range] { return work_on(step, range); };
   const char* const what = step == Step::move ? "moving" : "compressing";
-  try {
-    co_await run_exclusively(image_, range, work)
+  const DriverStep alone = [this, range, &work, what] {
+    return run_exclusively(image_, range, work)
         .context(fmt::format("error while {} at byte {}", what, range.start.bytes()));
+  };
+  try {
+    const bool done = co_await attempt(alone, InPlaceStep::of_a_place);
+    if (!done) left_out_.push_back(range);
   } catch (...) {
     stopped_ = true;
     throw;

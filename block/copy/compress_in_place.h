@@ -8,6 +8,7 @@
 
 #include "copy/copy.h"
 #include "vise/child.h"
+#include "vise/error.h"
 
 namespace vise {
 
@@ -21,7 +22,13 @@ struct InPlaceProgress {
   double fraction = 0;           // of all the work, 0 to 1
   std::uint64_t compressed = 0;  // bytes of the disk that were uncompressed and no longer are
   std::uint64_t moved = 0;       // bytes of the file that were moved
+  std::uint64_t left_out = 0;    // bytes, about, that stay as they are since there were errors
 };
+
+/// What an error keeps from being done: the compressing or moving of one place, which can be left
+/// out, or what all the rest depends on.
+enum class InPlaceStep { of_a_place, of_the_whole };
+enum class AfterError { try_again, leave_out };
 
 /// What to compress. Everything pointed at must live until the task completes.
 struct InPlaceRequest {
@@ -35,6 +42,9 @@ struct InPlaceRequest {
   /// null: then nothing but requests reaches the node.
   AsyncMutex* turn = nullptr;
   std::function<void(const InPlaceProgress&)> on_progress;  // after each chunk; may be empty
+  /// Asked about errors that may pass; throws, or says what to do. Empty: they are thrown. Others
+  /// may be asked about while it waits. A place that is left out is tried once more at the end.
+  std::function<Task<AfterError>(Error error, InPlaceStep step)> on_error;
 };
 
 /// Compresses in place, flushed when it completes. Whatever stops it, the image is intact, and what

@@ -59,22 +59,12 @@ class CompressJob final : public Job {
   }
 
  protected:
-  // What is done stays done: after an error the next pass goes on from there.
   Task<void> run() override {
-    for (;;) {
-      std::optional<CopyError> failure;
-      try {
-        co_await compress_in_place(request());
-      } catch (const Error& error) {
-        const bool lasting = error.code() == ENOTSUP || error.code() == EINVAL;
-        if (lasting || error.code() == ECANCELED) throw;
-        failure.emplace(error, CopyError::Side::target);
-      }
-      if (!failure) break;
-      react_to(*failure);
-      co_await after_errors();
-    }
+    const InPlaceProgress done = co_await compress_in_place(request());
     set_done(total());
+    if (done.left_out == 0) co_return;
+    throw Error(last_error_->code(), fmt::format("{} bytes were left out, the last of them for: {}",
+                                                 done.left_out, last_error_->message()));
   }
 
  private:
@@ -92,8 +82,19 @@ class CompressJob final : public Job {
     CompressJob& job_;
   };
 
+  Task<AfterError> meet(Error error, InPlaceStep step) {
+    last_error_ = error;
+    const CopyError failure(error, CopyError::Side::target);
+    const Ignoring ignoring =
+        step == InPlaceStep::of_a_place ? Ignoring::possible : Ignoring::impossible;
+    const Reaction reaction = react_to(failure, ignoring);
+    co_await after_errors();
+    co_return reaction == Reaction::ignore ? AfterError::leave_out : AfterError::try_again;
+  }
+
   InPlaceRequest request() {
     InPlaceRequest request;
+    request.on_error = [this](const Error& error, InPlaceStep step) { return meet(error, step); };
     request.image = image_.get();
     request.options = options_;
     request.control = &control_;
@@ -113,6 +114,7 @@ class CompressJob final : public Job {
   Control control_{*this};
   bool was_read_only_ = false;
   std::unique_ptr<Child> image_;
+  std::optional<Error> last_error_;
 };
 
 }  // namespace

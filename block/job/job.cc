@@ -161,14 +161,15 @@ void Job::become_ready() {
   events_.emit<qapi::event::BLOCK_JOB_READY>(data);
 }
 
-Job::Reaction Job::react_to(const CopyError& error) {
+Job::Reaction Job::react_to(const CopyError& error, Ignoring ignoring) {
   const bool reading = error.side() == CopyError::Side::source;
   qapi::BlockdevOnError policy = reading ? settings_.on_source_error : settings_.on_target_error;
   using Policy = qapi::BlockdevOnError;
   if (policy == Policy::enospc) {
     policy = error.code() == ENOSPC ? Policy::stop : Policy::report;
   }
-  if (policy == Policy::auto_) policy = Policy::report;
+  const bool cannot = policy == Policy::ignore && ignoring == Ignoring::impossible;
+  if (policy == Policy::auto_ || cannot) policy = Policy::report;
   qapi::BlockJobErrorArguments data;
   data.device = id();
   data.operation = reading ? qapi::IoOperationType::read : qapi::IoOperationType::write;

@@ -104,11 +104,13 @@ class Job {
   void add_total(std::uint64_t bytes) { total_ += bytes; }
   void set_done(std::uint64_t bytes) { done_ = bytes; }
   void add_done(std::uint64_t bytes) { done_ += bytes; }
-  /// Tells the error, and does what the policy of its side says: throws it (report), or pauses the
-  /// job if it is not paused yet (stop, retry). Await after_errors() once all errors are told, so
-  /// that one resume() is enough for those that came together.
+  /// Tells the error, and does what the policy of its side says: throws it (report), says that it
+  /// is to be ignored, where that is possible (else as report), or pauses the job if it is not
+  /// paused yet (stop, retry). Await after_errors() once all errors are told, so that one resume()
+  /// is enough for those that came together.
   enum class Reaction { ignore, retry };
-  Reaction react_to(const CopyError& error);
+  enum class Ignoring { possible, impossible };
+  Reaction react_to(const CopyError& error, Ignoring ignoring = Ignoring::possible);
   Task<void> after_errors();
 
   EventBus& events() { return events_; }

@@ -35,14 +35,15 @@ class CompressibleInPlace {
   virtual Task<std::uint64_t> compress_range(GuestRange range, int level) = 0;
 
   /// Called drained, again and again: compresses a part of what snapshots hold, alone or together
-  /// with the disk. `position` is 0 at first, then SnapshotStep::next. It has no unit.
+  /// with the disk, from step.next on, which is 0 at first and has no unit. Where it throws,
+  /// step.next has moved on behind what cannot be compressed.
   struct SnapshotStep {
     std::uint64_t next = 0;        // where to go on
     std::uint64_t end = 0;         // nothing is left once `next` has got here
-    std::uint64_t read = 0;        // bytes
+    std::uint64_t read = 0;        // bytes, this time
     std::uint64_t compressed = 0;  // bytes of these that are compressed now
   };
-  virtual Task<SnapshotStep> compress_snapshots(std::uint64_t position, int level) = 0;
+  virtual Task<void> compress_snapshots(SnapshotStep& step, int level) = 0;
 
   /// Finds out whether the file could be shorter if clusters were moved, and which; to be repeated
   /// when they have been moved. False: nothing to move, or the last round did not help.

@@ -183,6 +183,86 @@ def errors_are_met_as_the_client_wishes(t, policy):
     t.reads_as("disk.qcow2", "disk.raw")
 
 
+def broken(place=None, event="read_aio"):
+    """The image with an error below it that lasts: at one host offset, or everywhere."""
+    error = {"event": event, "errno": 5}
+    if place is not None:
+        error["sector"] = place // 512
+    return {"driver": "qcow2", "node-name": "disk", "discard": "unmap", "file": {
+        "driver": "blkdebug", "image": {"driver": "file", "filename": "disk.qcow2"},
+        "inject-error": [error]}}
+
+
+def count(qmp, name):
+    return sum(event["event"] == name for event in qmp.events)
+
+
+@cases(compact=[False, True])
+def a_lasting_error_costs_one_place(t, compact):
+    make(t)
+    t.vise_img("convert", "-c", "-O", "qcow2", "disk.raw", "copy.qcow2")
+    data = [entry for entry in t.map_of("vise_img", "disk.qcow2") if entry["data"]]
+    place = data[len(data) // 2]["offset"]
+    daemon = Daemon(t)
+    qmp = daemon.qmp
+    qmp.execute("blockdev-add", broken(place))
+    qmp.execute("blockdev-compress", job_id="j", device="disk", compact=compact, on_error="ignore")
+    failed = qmp.wait_event("BLOCK_JOB_COMPLETED", device="j")["data"]
+    t.check("bytes were left out, the last of them for: error while" in failed["error"], failed)
+    t.equal(failed["offset"], failed["len"])
+    told = count(qmp, "BLOCK_JOB_ERROR")  # it is tried once more, and in each round of moves
+    t.check(2 <= told <= 10 if compact else told == 2, f"{told} events")
+    qmp.execute("blockdev-compress", job_id="j", device="disk", on_error="stop")
+    for round in range(3):
+        qmp.wait_event("BLOCK_JOB_ERROR", device="j")
+        qmp.wait_event("JOB_STATUS_CHANGE", id="j", status="paused")
+        t.equal(qmp.execute("query-block-jobs")[0]["io-status"], "failed")
+        if round < 2:
+            qmp.execute("job-resume", id="j")
+    qmp.execute("job-cancel", id="j")
+    qmp.wait_event("BLOCK_JOB_CANCELLED", device="j")
+    daemon.quit()
+    missing = compressed(t, "copy.qcow2") - compressed(t)
+    t.check(0 < missing <= 16, f"{missing} clusters are not compressed")
+    t.sound("disk.qcow2")
+    t.reads_as("disk.qcow2", "disk.raw")
+
+
+@cases(policy=["ignore", "report"])
+def where_nothing_works_the_job_ends(t, policy):
+    make(t, size=128 * MIB)
+    daemon = Daemon(t)
+    qmp = daemon.qmp
+    qmp.execute("blockdev-add", broken(event="write_compressed"))
+    qmp.execute("blockdev-compress", job_id="j", device="disk", on_error=policy)
+    failed = qmp.wait_event("BLOCK_JOB_COMPLETED", device="j")["data"]
+    t.check("error while compressing at byte" in failed["error"], failed)
+    told = count(qmp, "BLOCK_JOB_ERROR")
+    t.check(told == 1 if policy == "report" else 32 < told < 128, f"{told} events")
+    daemon.kill()  # nothing can be written any more, which is what quitting would say, too
+    t.vise_img("check", "disk.qcow2", code=(0, 3))  # leaks at worst
+    t.reads_as("disk.qcow2", "disk.raw")
+
+
+@case
+def a_lasting_error_in_a_snapshot_costs_one_place(t):
+    """Neither endless nor the end: what else snapshots hold is compressed."""
+    data = make(t, size=32 * MIB)
+    t.vise_img("snapshot", "-c", "one", "disk.qcow2")
+    found = [entry for entry in t.map_of("vise_img", "disk.qcow2") if entry["data"]]
+    daemon = Daemon(t)
+    qmp = daemon.qmp
+    qmp.execute("blockdev-add", broken(found[0]["offset"], "none"))
+    qmp.execute("blockdev-compress", job_id="j", device="disk", on_error="ignore")
+    failed = qmp.wait_event("BLOCK_JOB_COMPLETED", device="j")["data"]
+    t.check("bytes were left out" in failed["error"], failed)
+    t.check(1 <= count(qmp, "BLOCK_JOB_ERROR") <= 3, "events")
+    daemon.quit()
+    t.check(compressed(t) > len(data) // (64 * KIB) // 4, f"{compressed(t)} compressed clusters")
+    t.sound("disk.qcow2")
+    t.reads_as("disk.qcow2", "disk.raw")
+
+
 @case
 def what_cannot_be_is_refused(t):
     make(t)

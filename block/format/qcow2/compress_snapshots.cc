@@ -33,11 +33,9 @@ constexpr std::uint64_t entries_at_once = 512;      // of each L2 table, looked 
 constexpr std::uint64_t most_entries = 256u << 10;  // looked at in one step, while it is drained
 }  // namespace
 
-Task<CompressibleInPlace::SnapshotStep> Qcow2::compress_snapshots(std::uint64_t position,
-                                                                  int level) {
-  SnapshotStep step;
-  step.next = position;
-  if (header_.snapshot_count == 0) co_return step;
+Task<void> Qcow2::compress_snapshots(SnapshotStep& step, int level) {
+  step.read = step.compressed = 0;
+  if (header_.snapshot_count == 0) co_return;
   co_await begin_operation();
   const SnapshotTable table =
       co_await SnapshotTable::read(*file_, header_, SnapshotTable::Mode::strict);
@@ -50,20 +48,19 @@ Task<CompressibleInPlace::SnapshotStep> Qcow2::compress_snapshots(std::uint64_t 
   step.end = tables.clusters();
   std::vector<SharedCluster> found;
   co_await find_shared(tables, step, found);
-  if (found.empty()) co_return step;
+  if (found.empty()) co_return;
   step.read = found.size() * geometry_.cluster_size;
   const std::uint64_t compressed = co_await compress_shared(found, level);
   step.compressed = compressed;
-  co_return step;
 }
 
-// From step.next on, until it is enough.
+// From step.next on, until it is enough. What was found before entries that cannot be read comes
+// first: the error is met again.
 Task<void> Qcow2::find_shared(SharedTables& tables, SnapshotStep& step,
                               std::vector<SharedCluster>& found) {
   const std::uint64_t per_table = std::uint64_t{1} << geometry_.l2_bits;
   const std::uint64_t enough = std::max<std::uint64_t>(1, most_at_once >> geometry_.cluster_bits);
   SharedEntries entries(geometry_);
-  Buffer bytes(entries_at_once * geometry_.l2_entry_size);
   std::vector<std::byte> window;  // the same entries of all tables
   for (std::uint64_t looked = 0; step.next < step.end && looked < most_entries;) {
     const std::uint64_t index = geometry_.l2_index(step.next);
@@ -77,12 +74,16 @@ Task<void> Qcow2::find_shared(SharedTables& tables, SnapshotStep& step,
     }
     const std::uint64_t count = std::min(entries_at_once, per_table - index);
     const std::uint64_t length = count * geometry_.l2_entry_size;
-    window.clear();
-    for (const SharedTable& table : here) {
-      require_own_place(table.offset);
-      const HostOffset start = table.offset + index * geometry_.l2_entry_size;
-      co_await read_zero_extended(*file_, start, bytes.first(length));
-      window.insert(window.end(), bytes.data(), bytes.data() + length);
+    std::exception_ptr failure;
+    try {
+      co_await read_entries(here, index, count, window);
+    } catch (...) {
+      failure = std::current_exception();
+    }
+    if (failure) {
+      if (!found.empty()) co_return;
+      step.next += count;
+      std::rethrow_exception(failure);
     }
     for (std::uint64_t i = 0; i < count; ++i) {
       const std::uint64_t at = i * geometry_.l2_entry_size;
@@ -101,6 +102,20 @@ Task<void> Qcow2::find_shared(SharedTables& tables, SnapshotStep& step,
       if (found.size() >= enough) co_return;
     }
     looked += count * here.size();
+  }
+}
+
+// `count` entries of each table, from `index` on.
+Task<void> Qcow2::read_entries(std::span<const SharedTable> tables, std::uint64_t index,
+                               std::uint64_t count, std::vector<std::byte>& window) {
+  const std::uint64_t length = count * geometry_.l2_entry_size;
+  Buffer bytes(length);
+  window.clear();
+  for (const SharedTable& table : tables) {
+    require_own_place(table.offset);
+    const HostOffset start = table.offset + index * geometry_.l2_entry_size;
+    co_await read_zero_extended(*file_, start, bytes.span());
+    window.insert(window.end(), bytes.data(), bytes.data() + length);
   }
 }
 

@@ -124,7 +124,7 @@ class Qcow2 : public Driver,
   Task<void> end_check() override;
   Task<GuestRange> find_uncompressed(GuestRange range, std::uint64_t most) override;
   Task<std::uint64_t> compress_range(GuestRange range, int level) override;
-  Task<SnapshotStep> compress_snapshots(std::uint64_t position, int level) override;
+  Task<void> compress_snapshots(SnapshotStep& step, int level) override;
   Task<bool> plan_moves() override;
   Task<GuestRange> find_movable(GuestRange range, std::uint64_t most) override;
   Task<std::uint64_t> move_range(GuestRange range) override;
@@ -238,6 +238,8 @@ class Qcow2 : public Driver,
   // compress_snapshots.cc
   Task<void> find_shared(SharedTables& tables, SnapshotStep& step,
                          std::vector<SharedCluster>& found);
+  Task<void> read_entries(std::span<const SharedTable> tables, std::uint64_t index,
+                          std::uint64_t count, std::vector<std::byte>& window);
   Task<std::uint64_t> compress_shared(std::span<const SharedCluster> found, int level);
   Task<void> load_shared(std::span<const SharedCluster> found, Buffer& data);
   Task<void> place_shared(std::span<const SharedCluster> found, std::span<StoredCluster> stored);
