@@ -1,12 +1,15 @@
-// A stretch is copied as chunks, one after the other: jobs have several stretches in flight.
+// Stretches are copied as chunks, some of them together: jobs have several calls in flight.
 #include "copy/stretch_copy.h"
 
 #include <algorithm>
+#include <list>
+#include <span>
 #include <utility>
 #include <vector>
 
 #include "copy/chunk.h"
 #include "copy/plan.h"
+#include "copy/turns.h"
 #include "vise/util/checked.h"
 
 namespace vise {
@@ -14,7 +17,9 @@ namespace vise {
 namespace {
 
 // Bytes of one chunk. Larger ones cost more, as buffers of all sizes are needed at the same time.
-constexpr std::uint64_t most_in_memory = std::uint64_t{512} << 10;
+constexpr std::uint64_t chunk_size = std::uint64_t{512} << 10;
+// Bytes of those that are fetched, and then stored, together.
+constexpr std::uint64_t batch_size = std::uint64_t{2} << 20;
 
 // The images of a chain, as far as they are copied, in pieces for one target. What lies past the
 // end of the uppermost reads as zeros.
@@ -110,31 +115,72 @@ Task<std::vector<CopyPiece>> pieces_of(ChainPieces& source, GuestRange range) {
   co_return pieces;
 }
 
-Task<void> store(Chunk& chunk) {
-  TaskScope writes;
-  chunk.start_storing(writes);
-  co_await writes.join();
+// Chunks that end where multiples of `most` are.
+std::vector<GuestRange> cut(std::span<const GuestRange> stretches, std::uint64_t most) {
+  std::vector<GuestRange> parts;
+  for (GuestRange rest : stretches) {
+    while (!rest.empty()) {
+      const std::uint64_t to_border = most - rest.start.bytes() % most;
+      const GuestRange part{rest.start, std::min(rest.length, to_border)};
+      parts.push_back(part);
+      rest = {part.end(), rest.length - part.length};
+    }
+  }
+  return parts;
 }
+
+class StretchCopier {
+ public:
+  StretchCopier(const ChainSource& source, Child& target, StretchOptions options)
+      : source_(source, target, options),
+        target_(target),
+        options_(chunk_options(target, options)),
+        unit_(options_.compressed ? options_.zero_unit : 1) {}
+
+  Task<void> run(std::vector<GuestRange> stretches, Turn* turn) {
+    // Pieces of a cluster would be written, and compressed, several times.
+    const std::vector<GuestRange> parts = cut(stretches, divide_up(chunk_size, unit_) * unit_);
+    for (std::size_t first = 0; first < parts.size();) {
+      std::size_t end = first;
+      std::uint64_t bytes = 0;
+      while (end < parts.size() && (bytes == 0 || bytes + parts[end].length <= batch_size)) {
+        bytes += parts[end++].length;
+      }
+      std::list<Chunk> chunks;
+      co_await fetch(std::span(parts).subspan(first, end - first), chunks);
+      if (turn != nullptr && first == 0) co_await turn->wait();
+      TaskScope writes;
+      for (Chunk& chunk : chunks) chunk.start_storing(writes);
+      if (turn != nullptr && end == parts.size()) turn->pass();
+      co_await writes.join();
+      first = end;
+    }
+  }
+
+ private:
+  Task<void> fetch(std::span<const GuestRange> parts, std::list<Chunk>& chunks) {
+    for (const GuestRange& part : parts) {
+      std::vector<CopyPiece> pieces = co_await pieces_of(source_, part);
+      pieces = round_out_data(pieces, unit_);
+      chunks.emplace_back(source_, target_, options_, std::move(pieces));
+    }
+    TaskScope fetches;
+    for (Chunk& chunk : chunks) fetches.spawn(chunk.fetch());
+    co_await fetches.join();
+  }
+
+  ChainPieces source_;
+  Child& target_;
+  const ChunkOptions options_;
+  const std::uint64_t unit_;  // that data is rounded out to
+};
 
 }  // namespace
 
-Task<void> copy_stretch(const ChainSource& source, Child& target, GuestRange range,
-                        StretchOptions options) {
-  ChainPieces chain(source, target, options);
-  const ChunkOptions chunk_options = vise::chunk_options(target, options);
-  // Pieces of a cluster would be written, and compressed, several times.
-  const std::uint64_t unit = chunk_options.compressed ? chunk_options.zero_unit : 1;
-  const std::uint64_t most = divide_up(most_in_memory, unit) * unit;
-  while (!range.empty()) {
-    const std::uint64_t to_border = most - range.start.bytes() % most;
-    const GuestRange part{range.start, std::min(range.length, to_border)};
-    std::vector<CopyPiece> pieces = co_await pieces_of(chain, part);
-    pieces = round_out_data(pieces, unit);
-    Chunk chunk(chain, target, chunk_options, std::move(pieces));
-    co_await chunk.fetch();
-    co_await store(chunk);
-    range = {part.end(), range.length - part.length};
-  }
+Task<void> copy_stretches(const ChainSource& source, Child& target,
+                          std::vector<GuestRange> stretches, StretchOptions options, Turn* turn) {
+  StretchCopier copier(source, target, options);
+  co_await copier.run(std::move(stretches), turn);
 }
 
 }  // namespace vise

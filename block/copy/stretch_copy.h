@@ -1,8 +1,9 @@
-// Copies one stretch from a chain of images to a node: the unit in which jobs copy, while they keep
-// others from changing it.
+// Copies stretches from a chain of images to a node: what jobs do at once, while they keep others
+// from changing them.
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "copy/chain_source.h"
 #include "copy/copy_error.h"
@@ -24,9 +25,12 @@ struct StretchOptions {
   bool may_unmap = true;  // what becomes zeros may lose its space in the target
 };
 
-/// Copies what `source` has of `range`, which may lie past its end, to the same place of `target`.
-/// Throws CopyError.
-Task<void> copy_stretch(const ChainSource& source, Child& target, GuestRange range,
-                        StretchOptions options);
+class Turn;
+
+/// Copies what `source` has of `stretches`, which are in order and may lie past its end, to the
+/// same places of `target`. `turn`, if there is one: stores nothing before, and passes it when all
+/// is on its way. Throws CopyError.
+Task<void> copy_stretches(const ChainSource& source, Child& target,
+                          std::vector<GuestRange> stretches, StretchOptions options, Turn* turn);
 
 }  // namespace vise

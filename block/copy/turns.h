@@ -34,4 +34,28 @@ class Turns {
   WaitQueue changed_;
 };
 
+/// The place of one chunk in that order, which end() gives up whatever has become of the chunk.
+class Turn {
+ public:
+  Turn(Turns& turns, std::uint64_t number) : turns_(turns), number_(number) {}
+  Turn(const Turn&) = delete;
+
+  Task<void> wait() { return turns_.wait_for(number_); }
+  void pass() {
+    passed_ = true;
+    turns_.pass();
+  }
+  /// Nothing more is stored: passes when it is its turn, unless it has done so.
+  Task<void> end() {
+    if (passed_) co_return;
+    co_await wait();
+    pass();
+  }
+
+ private:
+  Turns& turns_;
+  const std::uint64_t number_;
+  bool passed_ = false;
+};
+
 }  // namespace vise

@@ -128,17 +128,7 @@ class BackupJob final : public CopyJob {
     co_return next_dirty_chunk(todo_, from, unit_);
   }
 
-  Task<void> copy(GuestRange range) override {
-    const CopyLocks::Guard guard = co_await copies_.lock(range, CopyLocks::Kind::copy);
-    // Guests' writes may have had parts of it copied already.
-    GuestOffset from = range.start;
-    while (const std::optional<GuestRange> part = todo_.next_dirty(from, range.end().bytes())) {
-      co_await copy_stretch(*source_, *target_, *part, options_);
-      todo_.clear(*part);
-      add_done(part->length);
-      from = part->end();
-    }
-  }
+  Task<void> copy(GuestRange range, Turn& turn) override { return copy_todo(range, &turn); }
 
   Task<void> commit() override {
     if (handover_) {
@@ -172,6 +162,18 @@ class BackupJob final : public CopyJob {
     co_return;
   }
 
+  // `turn`: null for guests, who are not to wait for others.
+  Task<void> copy_todo(GuestRange range, Turn* turn) {
+    const CopyLocks::Guard guard = co_await copies_.lock(range, CopyLocks::Kind::copy);
+    // Guests' writes may have had parts of it copied already.
+    const std::vector<GuestRange> parts = dirty_stretches(todo_, range);
+    co_await copy_stretches(*source_, *target_, parts, options_, turn);
+    for (const GuestRange& part : parts) {
+      todo_.clear(part);
+      add_done(part.length);
+    }
+  }
+
   // What a guest is about to change is copied first. If that fails, the guest goes on, and the
   // backup is no more.
   Task<void> save(GuestRange range) {
@@ -184,7 +186,7 @@ class BackupJob final : public CopyJob {
       co_return;
     }
     try {
-      co_await copy(whole);
+      co_await copy_todo(whole, nullptr);
     } catch (const Error& error) {
       broken_ = error;
       wake();

@@ -101,8 +101,9 @@ class CommitJob final : public CopyJob {
   }
 
   // Nobody else changes the images that go, or the base: there is nothing to be kept apart.
-  Task<void> copy(GuestRange range) override {
-    co_await copy_stretch(*source_, *target_, range, options_);
+  Task<void> copy(GuestRange range, Turn& turn) override {
+    std::vector<GuestRange> whole(1, range);
+    co_await copy_stretches(*source_, *target_, std::move(whole), options_, &turn);
     if (!copied_.empty() && copied_.back().end() == range.start) {
       copied_.back().length += range.length;
     } else {

@@ -4,13 +4,18 @@
 
 #include "bitmap/dirty_bitmap.h"
 #include "copy/slot_holder.h"
+#include "copy/turns.h"
 #include "vise/error.h"
 #include "vise/util/checked.h"
 
 namespace vise {
 
+namespace {
+constexpr unsigned chunks_in_flight = 8;
+}
+
 std::uint64_t CopyJob::chunk_size(std::uint64_t cluster_size) {
-  constexpr std::uint64_t usual = std::uint64_t{1} << 20;
+  constexpr std::uint64_t usual = 512u << 10;
   return cluster_size == 0 ? usual : divide_up(usual, cluster_size) * cluster_size;
 }
 
@@ -26,45 +31,57 @@ Task<void> CopyJob::copy_all() {
   }
 }
 
-Task<void> CopyJob::copy_pass() {
+struct CopyJob::Pass {
   TaskScope chunks;
-  AsyncSemaphore slots(chunks_in_flight);
+  AsyncSemaphore slots{chunks_in_flight};
+  Turns turns;
+};
+
+Task<void> CopyJob::copy_pass() {
+  Pass pass;
   std::exception_ptr failure;
   try {
-    co_await walk(chunks, slots);
+    co_await walk(pass);
   } catch (...) {
     failure = std::current_exception();
   }
-  co_await chunks.join();
+  co_await pass.chunks.join();
   if (failure) std::rethrow_exception(failure);
 }
 
-Task<void> CopyJob::walk(TaskScope& chunks, AsyncSemaphore& slots) {
+Task<void> CopyJob::walk(Pass& pass) {
   GuestOffset position(0);
+  std::uint64_t number = 0;
   while (failures_.empty()) {
     co_await checkpoint();
     const std::optional<GuestRange> range = co_await next(position);
     if (!range) co_return;
     position = range->end();
     co_await wait_for_speed(range->length);
-    co_await slots.acquire();
+    co_await pass.slots.acquire();
     if (is_cancelled() || is_paused() || !failures_.empty()) {
-      slots.release();
+      pass.slots.release();
       co_await checkpoint();
       position = range->start;
       continue;
     }
-    chunks.spawn(copy_one(*range, slots));
+    pass.chunks.spawn(copy_one(pass, *range, number++));
   }
 }
 
-Task<void> CopyJob::copy_one(GuestRange range, AsyncSemaphore& slots) {
-  const SlotHolder slot(slots);
+Task<void> CopyJob::copy_one(Pass& pass, GuestRange range, std::uint64_t number) {
+  const SlotHolder slot(pass.slots);
+  Turn turn(pass.turns, number);
+  std::exception_ptr failure;
   try {
-    co_await copy(range);
+    co_await copy(range, turn);
   } catch (const CopyError& error) {
     failures_.emplace_back(range, error);
+  } catch (...) {
+    failure = std::current_exception();
   }
+  co_await turn.end();
+  if (failure) std::rethrow_exception(failure);
 }
 
 std::optional<GuestRange> CopyJob::next_dirty_chunk(const DirtyBitmap& todo, GuestOffset from,
@@ -75,6 +92,16 @@ std::optional<GuestRange> CopyJob::next_dirty_chunk(const DirtyBitmap& todo, Gue
   const std::uint64_t start = dirty->start.bytes();
   const std::uint64_t end = std::min(start - start % chunk + chunk, dirty->end().bytes());
   return GuestRange{dirty->start, end - start};
+}
+
+std::vector<GuestRange> CopyJob::dirty_stretches(const DirtyBitmap& todo, GuestRange range) {
+  std::vector<GuestRange> found;
+  GuestOffset from = range.start;
+  while (const std::optional<GuestRange> part = todo.next_dirty(from, range.end().bytes())) {
+    found.push_back(*part);
+    from = part->end();
+  }
+  return found;
 }
 
 }  // namespace vise

@@ -11,6 +11,7 @@
 namespace vise {
 
 class DirtyBitmap;
+class Turn;
 
 class CopyJob : public Job {
  public:
@@ -20,8 +21,8 @@ class CopyJob : public Job {
   /// The next stretch at or after `from` that is still to be copied, at most chunk_size() long;
   /// nothing: there is none.
   virtual Task<std::optional<GuestRange>> next(GuestOffset from) = 0;
-  /// Copies it. Throws CopyError.
-  virtual Task<void> copy(GuestRange range) = 0;
+  /// Copies it, storing when it is its turn (block/copy/turns.h). Throws CopyError.
+  virtual Task<void> copy(GuestRange range, Turn& turn) = 0;
   /// An error that the client wants ignored: next() may leave the range out from now on, or it is
   /// tried again.
   virtual void ignored(GuestRange) {}
@@ -34,12 +35,14 @@ class CopyJob : public Job {
   /// The next stretch of `todo` at or after `from`, which ends where a chunk of `unit`s does.
   static std::optional<GuestRange> next_dirty_chunk(const DirtyBitmap& todo, GuestOffset from,
                                                     std::uint64_t unit);
-  static constexpr unsigned chunks_in_flight = 8;
+  /// All that `todo` has in `range`.
+  static std::vector<GuestRange> dirty_stretches(const DirtyBitmap& todo, GuestRange range);
 
  private:
   Task<void> copy_pass();
-  Task<void> walk(TaskScope& chunks, AsyncSemaphore& slots);
-  Task<void> copy_one(GuestRange range, AsyncSemaphore& slots);
+  struct Pass;
+  Task<void> walk(Pass& pass);
+  Task<void> copy_one(Pass& pass, GuestRange range, std::uint64_t number);
 
   std::vector<std::pair<GuestRange, CopyError>> failures_;  // of this pass
 };

@@ -30,7 +30,7 @@ std::uint64_t unit_for(const MirrorSettings& settings) {
 
 // Bytes that are copied at once, at most.
 std::uint64_t chunk_for(const MirrorSettings& settings, std::uint64_t unit) {
-  constexpr std::uint64_t usual = std::uint64_t{1} << 20;
+  constexpr std::uint64_t usual = 512u << 10;
   const std::uint64_t most = settings.buffer_size == 0 ? usual : settings.buffer_size;
   return std::max(unit, align_down(std::min(most, std::max(usual, unit)), unit));
 }
@@ -137,24 +137,7 @@ class MirrorJob final : public CopyJob {
     co_return chunk;
   }
 
-  // Marks go before the content is read: what is written meanwhile is marked anew.
-  Task<void> copy(GuestRange range) override {
-    co_await buffers_.acquire();
-    const SlotHolder buffer(buffers_);
-    const CopyLocks::Guard guard = co_await copies_.lock(range, CopyLocks::Kind::copy);
-    GuestOffset from = range.start;
-    while (const std::optional<GuestRange> part = todo_.next_dirty(from, range.end().bytes())) {
-      todo_.clear(*part);
-      try {
-        co_await copy_stretch(*source_, *target_, *part, options_);
-      } catch (...) {
-        todo_.set(*part);
-        throw;
-      }
-      add_done(part->length);
-      from = part->end();
-    }
-  }
+  Task<void> copy(GuestRange range, Turn& turn) override { return copy_todo(range, &turn); }
 
   // The last of it is copied while nobody writes; then the target takes the place of the node.
   Task<void> commit() override {
@@ -186,6 +169,23 @@ class MirrorJob final : public CopyJob {
     set_total(std::min(todo_.dirty_bytes(), device_->size()));
     filter_->filter().after_change = [this](GuestRange range) { return changed(range); };
     co_return;
+  }
+
+  // Marks go before the content is read: what is written meanwhile is marked anew. `turn` may be
+  // null.
+  Task<void> copy_todo(GuestRange range, Turn* turn) {
+    co_await buffers_.acquire();
+    const SlotHolder buffer(buffers_);
+    const CopyLocks::Guard guard = co_await copies_.lock(range, CopyLocks::Kind::copy);
+    const std::vector<GuestRange> parts = dirty_stretches(todo_, range);
+    for (const GuestRange& part : parts) todo_.clear(part);
+    try {
+      co_await copy_stretches(*source_, *target_, parts, options_, turn);
+    } catch (...) {
+      for (const GuestRange& part : parts) todo_.set(part);
+      throw;
+    }
+    for (const GuestRange& part : parts) add_done(part.length);
   }
 
   // What the device shows through filters: the target takes its place below them. Drained.
@@ -230,7 +230,8 @@ class MirrorJob final : public CopyJob {
     wake();
     if (!blocks_writes_ || ended_) co_return;
     try {
-      co_await copy(range.align_out(unit_).intersection({GuestOffset(0), device_->size()}));
+      const GuestRange whole{GuestOffset(0), device_->size()};
+      co_await copy_todo(range.align_out(unit_).intersection(whole), nullptr);
     } catch (const Error&) {
       in_step_ = false;  // it is marked again; the job meets the error on its own
     }
@@ -238,7 +239,7 @@ class MirrorJob final : public CopyJob {
 
   Task<void> finish() {
     while (const std::optional<GuestRange> part = todo_.next_dirty(GuestOffset(0))) {
-      co_await copy(*part);
+      co_await copy_todo(*part, nullptr);
     }
     co_await target_->flush();
     ended_ = true;

@@ -140,18 +140,20 @@ class StreamJob final : public CopyJob {
   }
 
   // Parts may have been written since it was found: they are newer.
-  Task<void> copy(GuestRange range) override {
+  Task<void> copy(GuestRange range, Turn& turn) override {
     const CopyLocks::Guard guard =
         co_await filter_->filter().locks().lock(range, CopyLocks::Kind::copy);
     const Node* const backing = backing_of(*overlay_);
+    std::vector<GuestRange> parts;
     GuestRange rest = range;
     while (!rest.empty()) {
       const BlockStatus status =
           co_await block_status(*device_, rest, MapMode::allocation_only, backing);
       const GuestRange part{rest.start, std::min(status.length, rest.length)};
-      if (!status.allocated) co_await copy_stretch(*source_, *target_, part, options_);
+      if (!status.allocated) parts.push_back(part);
       rest = {part.end(), rest.length - part.length};
     }
+    co_await copy_stretches(*source_, *target_, std::move(parts), options_, &turn);
     set_done(std::max(done(), range.end().bytes()));
   }
 
