@@ -80,6 +80,9 @@ def shape(schema, name, seen=()):
             for member in entity["members"]}
 
 
+LATER = ("handshake-max-seconds", "backing-mask-protocol")
+
+
 @case
 def commands_take_what_those_of_qemu_take(t):
     ours, theirs = Daemon(t), Daemon(t, binary="qemu", name="peer")
@@ -93,7 +96,7 @@ def commands_take_what_those_of_qemu_take(t):
         other = shape(right, right[name]["arg-type"])
         for member, (type_, optional) in mine.items():
             # Of a later QEMU than Debian's; and what only drive-mirror has there.
-            if member == "handshake-max-seconds" or (name, member) == ("blockdev-mirror", "unmap"):
+            if member in LATER or (name, member) == ("blockdev-mirror", "unmap"):
                 continue
             t.check(member in other, f"{name}: QEMU knows no '{member}'")
             if isinstance(type_, str) and isinstance(other[member][0], str):
