@@ -67,7 +67,7 @@ std::vector<std::filesystem::path> plugin_folders() {
       rest.remove_prefix(std::min(rest.size(), folder.size() + 1));
     }
   }
-  const std::filesystem::path library = library_folder();
+  const std::filesystem::path& library = library_folder();
   if (!library.empty()) {
     folders.push_back(library / "filter" / "plugins");
     folders.push_back(library / "vise" / "plugins");
@@ -118,7 +118,9 @@ struct DriverTable::Plugin {
   }
 };
 
-DriverTable::DriverTable() : types_(built_in_drivers.begin(), built_in_drivers.end()) {}
+DriverTable::DriverTable() : types_(built_in_drivers.begin(), built_in_drivers.end()) {
+  library_folder();  // while it can be found
+}
 DriverTable::~DriverTable() = default;
 
 void DriverTable::add(const DriverType& type) { types_.push_back(&type); }

@@ -19,7 +19,7 @@ constexpr const char* entry_symbol = "vise_module";
 // Next to the installed library, in the build tree, where it was configured to be installed. Not in
 // VISE_PLUGIN_PATH: what lies there keeps to the public headers.
 std::string find_module(const std::string& file) {
-  const std::filesystem::path library = library_folder();
+  const std::filesystem::path& library = library_folder();
   const std::array folders = {library / "vise" / "modules", library / "modules",
                               std::filesystem::path(VISE_MODULE_DIR)};
   for (const std::filesystem::path& folder : folders) {
@@ -33,11 +33,16 @@ std::string find_module(const std::string& file) {
 
 }  // namespace
 
-std::filesystem::path library_folder() {
-  Dl_info info;
-  if (dladdr(reinterpret_cast<const void*>(&library_folder), &info) == 0) return {};
-  std::error_code ignored;
-  return std::filesystem::absolute(info.dli_fname, ignored).parent_path();
+const std::filesystem::path& library_folder() {
+  static const std::filesystem::path folder = [] {
+    Dl_info info;
+    if (dladdr(reinterpret_cast<const void*>(&library_folder), &info) == 0) {
+      return std::filesystem::path();
+    }
+    std::error_code ignored;
+    return std::filesystem::absolute(info.dli_fname, ignored).parent_path();
+  }();
+  return folder;
 }
 
 const Module& load_module(std::string_view name) {

@@ -20,7 +20,9 @@ const Module& load_module(std::string_view name);
 /// The same with the path of a file, for tests.
 const Module& load_module_file(const std::string& path);
 
-/// The folder libvise itself was loaded from; empty if that cannot be told.
-std::filesystem::path library_folder();
+/// The folder libvise itself was loaded from; empty if that cannot be told. It may be named from
+/// the working directory, which daemons leave, so the first call has to come before that:
+/// DriverTable's.
+const std::filesystem::path& library_folder();
 
 }  // namespace vise

@@ -7,6 +7,7 @@ import threading
 
 import vise_iotest
 from nbd_server import *
+from qmp import Qmp
 from vise_iotest import *
 
 PROGRAMS = ["vise-img", "vise-io", "vise-nbd", "vise-storage-daemon"]
@@ -178,6 +179,21 @@ def the_plugin_path_has_no_say_in_modules(t):
     server = serve(t, "-f", "raw", "a.raw")
     t.vise_img("info", "-f", "raw", server.uri(),
                env={**env, "VISE_PLUGIN_PATH": str(t.path("plugins"))})
+
+
+@case
+def a_daemon_finds_modules_from_where_it_was_started(t):
+    with_library_alone(t)
+    t.path("lib/vise/modules").mkdir(parents=True)
+    shutil.copy(next(t.build.rglob("modules/nbd.so")), t.path("lib/vise/modules/nbd.so"))
+    t.run(t.tools / "vise-storage-daemon", "--daemonize", "--chardev",
+          "socket,id=m,path=m.sock,server=on,wait=off", "--monitor", "m",
+          env={"LD_LIBRARY_PATH": "lib"})
+    qmp = Qmp(t.path("m.sock"))
+    error = qmp.fails("blockdev-add", driver="nbd", node_name="n",
+                      server={"type": "unix", "path": "/missing"})
+    qmp.execute("quit")
+    t.check("/missing" in error and "nbd.so" not in error, error)
 
 
 main()
