@@ -26,6 +26,9 @@ Job::~Job() = default;
 
 void Job::set_status(Status status) {
   status_ = status;
+  // What is over cannot be held: one error may have paused the job and another one ended it.
+  const bool is_over = status == Status::waiting || status == Status::aborting;
+  if (is_over) paused_ = false;
   events_.emit<qapi::event::JOB_STATUS_CHANGE>({.id = id(), .status = status});
 }
 
@@ -45,6 +48,7 @@ void Job::pause() {
 }
 
 void Job::resume() {
+  require("resume", {Status::running, Status::paused, Status::ready, Status::standby});
   if (!paused_) throw Error(EPERM, fmt::format("Job '{}' is not paused", id()));
   paused_ = false;
   io_status_ = qapi::BlockDeviceIoStatus::ok;

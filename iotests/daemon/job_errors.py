@@ -185,10 +185,19 @@ def compressed_jobs_go_on_after_an_error_though_a_client_writes(t, job, side):
         check_images(t, job, disk)
 
 
+def fill_top(t):
+    """No zeros between data: of each stretch one write is on its way at a time, so that the next
+    error is another stretch's. Returns what top shows."""
+    t.vise_io("-f", "qcow2", "top.qcow2", commands=[f"write -P 9 0 {SIZE}"])
+    return bytes([9]) * SIZE
+
+
 @cases(job=JOBS)
 def errors_that_come_together_stop_a_job_once(t, job):
     """Stretches are copied several at a time: one resume is for all that have failed."""
     disk = make_images(t)
+    if job in ("backup", "mirror"):
+        disk[:] = fill_top(t)
     daemon = Daemon(t)
     qmp = daemon.qmp
     # Each stretch is 512 KiB, which are written as one piece, or as up to 8 of the mixed data.
@@ -204,6 +213,29 @@ def errors_that_come_together_stop_a_job_once(t, job):
     t.check("paused" not in states, "the job paused again")
     daemon.quit()
     check_images(t, job, disk)
+
+
+@case
+def a_job_that_has_failed_is_not_paused(t):
+    """Of two errors that come together one stops the job, and the other one ends it."""
+    make_images(t)
+    fill_top(t)
+    daemon = Daemon(t)
+    qmp = daemon.qmp
+    daemon.execute("blockdev-add", node("top"))
+    copy = node("copy")
+    copy["file"] = {"driver": "blkdebug", "image": copy["file"], "inject-error": [
+        {"event": "write_aio", "errno": errno, "once": True} for errno in (ENOSPC, EIO)]}
+    daemon.execute("blockdev-add", copy)
+    daemon.execute("blockdev-backup", job_id="job", device="top", target="copy", sync="full",
+                   on_target_error="enospc", auto_dismiss=False)
+    actions = {qmp.wait_event("BLOCK_JOB_ERROR", device="job")["data"]["action"] for _ in range(2)}
+    t.equal(actions, {"stop", "report"}, "actions")
+    qmp.wait_event("JOB_STATUS_CHANGE", id="job", status="concluded")
+    t.check("concluded" in qmp.fails("job-resume", id="job"), "resumed though it is over")
+    t.equal(qmp.execute("query-jobs")[0]["status"], "concluded", "status")
+    daemon.execute("job-dismiss", id="job")
+    daemon.quit()
 
 
 @case
