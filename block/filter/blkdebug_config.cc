@@ -42,8 +42,13 @@ class Parser {
   }
 
   void begin_section(std::string_view text) {
-    const std::string_view name =
+    std::string_view name =
         text.back() == ']' ? trimmed(text.substr(1, text.size() - 2)) : std::string_view();
+    // [inject-error "title"]: whatever the title, it is a rule of its own.
+    const auto quote = name.find('"');
+    if (quote != std::string_view::npos && quote + 1 < name.size() && name.back() == '"') {
+      name = trimmed(name.substr(0, quote));
+    }
     if (name != "inject-error" && name != "set-state") {
       fail(fmt::format("unknown section '{}': must be [inject-error] or [set-state]", text));
     }

@@ -59,8 +59,10 @@ class RawDriver final : public Driver {
 
   Task<void> read(GuestOffset offset, IoVec data) override {
     const std::uint64_t valid = size() - offset.bytes();
-    if (data.size() <= valid) return file_->read(host(offset), data);
-    return read_last_unit(offset, data, valid);
+    if (data.size() > valid) return read_last_unit(offset, data, valid);
+    EventPause* pause = file_->node().driver().reached(Event::read_aio);
+    if (pause != nullptr) return read_after(pause, offset, data);
+    return file_->read(host(offset), data);
   }
 
   Task<void> write(GuestOffset offset, ConstIoVec data, WriteFlags flags) override {
@@ -68,6 +70,8 @@ class RawDriver final : public Driver {
     // The last unit of a size that is no multiple of the alignment may reach past it.
     std::uint64_t length = data.size();
     if (!limits().growable) length = std::min(length, size() - offset.bytes());
+    EventPause* pause = file_->node().driver().reached(Event::write_aio);
+    if (pause != nullptr) return write_after(pause, offset, data.first(length), flags);
     return file_->write(host(offset), data.first(length), flags);
   }
 
@@ -89,7 +93,11 @@ class RawDriver final : public Driver {
     co_return co_await file_->copy_in(host(offset), source, flags);
   }
 
-  Task<void> flush() override { return file_->flush(); }
+  Task<void> flush() override {
+    co_await file_->event(Event::flush_to_os);
+    co_await file_->event(Event::flush_to_disk);
+    co_await file_->flush();
+  }
 
   // The alignment is the file's, but writes are padded to it above this node.
   EventPause* reached(Event event) override {
@@ -135,6 +143,17 @@ class RawDriver final : public Driver {
 
  private:
   HostOffset host(GuestOffset offset) const { return HostOffset(offset.bytes() + window_.offset); }
+
+  // Requests that a breakpoint holds up; others do without this frame.
+  Task<void> read_after(EventPause* pause, GuestOffset offset, IoVec data) {
+    co_await EventPoint(pause);
+    co_await file_->read(host(offset), data);
+  }
+
+  Task<void> write_after(EventPause* pause, GuestOffset offset, ConstIoVec data, WriteFlags flags) {
+    co_await EventPoint(pause);
+    co_await file_->write(host(offset), data, flags);
+  }
 
   Task<void> read_last_unit(GuestOffset offset, IoVec data, std::uint64_t valid) {
     co_await file_->read(host(offset), data.first(valid));

@@ -41,6 +41,23 @@ def breakpoints_print_the_same(t, commands):
     same(t, "-f", "qcow2", "blkdebug::a.qcow2", commands=commands)
 
 
+@cases(event=["read_aio", "write_aio"])
+def requests_of_raw_images_can_be_stopped(t, event):
+    images(t)
+    command = {"read_aio": "aio_read 0 512", "write_aio": "aio_write 0 512"}[event]
+    same(t, "-f", "raw", "blkdebug::r.raw",
+         commands=[f"break {event} A", command, "wait_break A", "resume A", "aio_flush"])
+
+
+@cases(event=["read_aio", "write_aio", "flush_to_os", "flush_to_disk"])
+def raw_images_tell_what_they_do(t, event):
+    images(t)
+    t.write("conf", f'[set-state]\nevent = "{event}"\nstate = "1"\nnew_state = "2"\n\n'
+                    '[inject-error]\nevent = "pwritev"\nstate = "2"\n'.encode())
+    same(t, "-t", "writeback", "-f", "raw", "blkdebug:conf:r.raw",
+         commands=["write 4k 512", "read 0 512", "flush", "write 8k 512"])
+
+
 @case
 def breakpoints_need_blkdebug(t):
     images(t)
@@ -84,6 +101,9 @@ CONFIGS = {
     "sector and state": '[inject-error]\nevent = "pwritev"\nerrno = "28"\nsector = "4"\n\n'
                         '[set-state]\nevent = "pwritev"\nstate = "1"\nnew_state = "2"\n',
     "section": "[foo]\n", "event": '[inject-error]\nevent = "nix"\n',
+    "title": '[inject-error "one"]\nevent = "write_aio"\nsector = "4"\n'
+             '[inject-error "two"]\nevent = "read_aio"\nsector = "0"\nerrno = "28"\n',
+    "title of nothing": '[foo "one"]\nevent = "none"\n',
     "key": '[inject-error]\nfoo = "1"\n', "quotes": "[inject-error]\nevent = none\n",
     "no section": 'event = "none"\n', "no event": '[inject-error]\nerrno = "5"\n',
 }
