@@ -74,4 +74,8 @@ const DriverType* probe_foreign(std::span<const std::byte> head) {
   return match != std::end(types) ? match : nullptr;
 }
 
+bool is_foreign_format(std::string_view name) {
+  return std::ranges::any_of(types, [&](const DriverType& type) { return type.name == name; });
+}
+
 }  // namespace vise

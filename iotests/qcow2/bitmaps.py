@@ -300,6 +300,22 @@ def convert_refuses_what_it_cannot_take_over(t):
     t.sound("y")
 
 
+@cases(reason=["name", "size"])
+def convert_into_an_image_that_cannot_take_them_changes_nothing(t, reason):
+    t.qemu_img("create", "-q", "-f", "qcow2", "a", "1M")
+    t.qemu_io("-f", "qcow2", "a", commands=["write -q -P 1 0 1M"])
+    for name in ["first", "x"]:
+        t.qemu_img("bitmap", "--add", "a", name)
+    t.vise_img("create", "-q", "-f", "qcow2", "target", "2M" if reason == "size" else "1M")
+    if reason == "name":
+        t.vise_img("bitmap", "--add", "target", "x")
+    t.fails_clearly(t.vise_img("convert", "--bitmaps", "-n", "-O", "qcow2", "a", "target", code=1),
+                    "'x' already" if reason == "name" else "of 1048576 bytes")
+    names = t.qemu_img("info", "--output=json", "target").json["format-specific"]["data"].get("bitmaps", [])
+    t.equal([bitmap["name"] for bitmap in names], ["x"] if reason == "name" else [], "bitmaps")
+    t.equal(len(t.map_of("vise_img", "target")), 1, "pieces of the disk, which is empty")
+
+
 @case
 def measure_counts_bitmaps_like_qemu(t):
     t.qemu_img("create", "-q", "-f", "qcow2", "a", "3G")

@@ -110,6 +110,7 @@ def sizes_are_given_as_always(t):
                   ["a.qcow2", "+9223372036854775807"], ["a.qcow2", "1000"], ["a.qcow2", "x"],
                   ["a.qcow2"], ["a.qcow2", "1M", "2M"],
                   ["--shrink", "--preallocation=full", "a.qcow2", "1M"],
+                  ["--preallocation=metadata", "a.qcow2", "16M"],
                   ["--preallocation=some", "a.qcow2", "20M"]]:
         t.vise_img("resize", *words, code=1)
         t.equal(size_of(t, "a.qcow2"), 16 * MIB, f"size after {words}")

@@ -107,6 +107,9 @@ COMPARE = {
     "longer, strict": (b"a" * 65536, b"a" * 65536 + bytes(65536), ["-s"]),
     "quiet": (b"a" * 65536, b"b" * 65536, ["-q"]),
     "progress": (b"a" * 65536, b"a" * 65536, ["-p"]),
+    "progress, longer": (b"a" * 65536, b"a" * 65536 + bytes(65536), ["-p"]),
+    "progress, different": (b"a" * 65536, b"b" * 65536, ["-p"]),
+    "progress, strict": (b"a" * 65536, b"a" * 65536 + bytes(65536), ["-p", "-s"]),
 }
 
 

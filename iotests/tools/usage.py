@@ -387,6 +387,8 @@ top.qcow2
 -u top.qcow2
 -u -b gone top.qcow2
 -u -b gone -F qcow2 top.qcow2
+-u -b gone -F nonsense top.qcow2
+-u -b gone -F vmdk top.qcow2
 -b base.qcow2 top.qcow2
 -b base.qcow2 -F qcow2 top.qcow2
 -b a.qcow2 -F qcow2 top.qcow2

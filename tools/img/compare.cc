@@ -55,8 +55,8 @@ constexpr unsigned steps_at_once = 4;
 
 class Comparison {
  public:
-  Comparison(Child& a, Child& b, bool strict, Progress& progress)
-      : a_(a), b_(b), strict_(strict), progress_(progress) {}
+  Comparison(Child& a, Child& b, const Request& request, Progress& progress)
+      : a_(a), b_(b), strict_(request.strict), quiet_(request.quiet), progress_(progress) {}
 
   Task<Verdict> run();
 
@@ -79,6 +79,7 @@ class Comparison {
   Child& a_;
   Child& b_;
   bool strict_;
+  bool quiet_;
   Progress& progress_;
   BlockStatus known_a_, known_b_;
   std::uint64_t known_a_end_ = 0, known_b_end_ = 0;
@@ -206,8 +207,8 @@ Task<Verdict> Comparison::run() {
   Verdict verdict = co_await walk(0, common);
   if (verdict.code != same || common == whole) co_return verdict;
   // What the longer image has more must read as zeros.
+  if (!quiet_) print("Warning: Image size mismatch!\n");
   verdict = co_await walk(common, whole);
-  verdict.text = "Warning: Image size mismatch!\n" + verdict.text;
   co_return verdict;
 }
 
@@ -216,7 +217,7 @@ Task<int> compare(ImageSession& session, const Request& request, LongWork& work)
   Child* b = co_await session.open(request.b);
   Progress& progress = work.progress();
   progress.start();
-  Comparison comparison(*a, *b, request.strict, progress);
+  Comparison comparison(*a, *b, request, progress);
   Verdict verdict;
   try {
     verdict = co_await comparison.run();
@@ -225,7 +226,7 @@ Task<int> compare(ImageSession& session, const Request& request, LongWork& work)
     verdict.code = read_failed;
   }
   if (verdict.code != read_failed) {
-    progress.complete();
+    if (verdict.code == same) progress.complete();
     if (!request.quiet) print(verdict.text + "\n");
   }
   progress.end();

@@ -260,7 +260,7 @@ Task<int> convert(ImageSession& session, const Request& request, LongWork& work)
                                      request.target.filename, root->node().type().name));
   }
   if (request.copy.compressed) codec::check_level(root->limits().codec, request.copy.level);
-  if (request.bitmaps) require_bitmap_support(root->node());
+  if (request.bitmaps) check_bitmap_target(marked->node(), root->node());
   if (root->size() < size) {
     fail(fmt::format("{}: The target has {} bytes, fewer than the {} of the source",
                      request.target.filename, root->size(), size));

@@ -27,6 +27,22 @@ void check_bitmaps(Node& source, BrokenBitmaps broken) {
   }
 }
 
+void check_bitmap_target(Node& source, Node& target) {
+  require_bitmap_support(target);
+  const BitmapSet& taken = bitmaps_of(target);
+  for (const auto& bitmap : bitmaps_of(source).bitmaps()) {
+    if (!bitmap->persistent || bitmap->inconsistent) continue;
+    if (taken.find(bitmap->name) != nullptr) {
+      throw Error(EEXIST, fmt::format("{}: There is a bitmap '{}' already", target.filename(),
+                                      bitmap->name));
+    }
+    if (bitmap->bits.size() == target.size()) continue;
+    throw Error(EINVAL,
+                fmt::format("{}: Bitmap '{}' is of a disk of {} bytes, and this one has {}",
+                            target.filename(), bitmap->name, bitmap->bits.size(), target.size()));
+  }
+}
+
 void copy_bitmaps(const Program& program, Node& source, Node& target) {
   for (const auto& bitmap : bitmaps_of(source).bitmaps()) {
     if (!bitmap->persistent) continue;

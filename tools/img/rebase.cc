@@ -9,6 +9,7 @@
 
 #include "codec/codec.h"
 #include "copy/difference_copy.h"
+#include "format/formats.h"
 #include "tools/common/long_work.h"
 #include "tools/common/open.h"
 #include "tools/common/shared_options.h"
@@ -16,6 +17,8 @@
 #include "tools/img/chain.h"
 #include "tools/img/command.h"
 #include "vise/child.h"
+#include "vise/context.h"
+#include "vise/driver_table.h"
 #include "vise/error.h"
 #include "vise/graph.h"
 #include "vise/image_operations.h"
@@ -112,6 +115,13 @@ Task<int> rebase(ImageSession& session, const Request& request, LongWork& work) 
     throw Error(ENOTSUP, fmt::format("Format '{}' knows no compression", node.type().name));
   }
   if (request.compress) codec::check_level(top->limits().codec, request.level);
+  // With -u nobody opens the backing file here, and the image could not be opened any more.
+  const std::string& format = request.backing_format;
+  const bool is_known = format.empty() || is_foreign_format(format) ||
+                        session.context().drivers().find(format) != nullptr;
+  if (!is_known) {
+    throw Error(EINVAL, fmt::format("Unknown format '{}' of the backing file", format));
+  }
   Progress& progress = work.progress();
   progress.start();
   if (!request.unsafe) co_await take_over_differences(session, *top, request, work);

@@ -55,8 +55,10 @@ Task<int> resize(ImageSession& session, const Request& request) {
   const std::uint64_t old_size = shown_size(root->size());
   std::uint64_t size = new_size(request, old_size);
   if (root->node().type().name == "raw") size = align_up(size, 512);
-  if (size < old_size && request.preallocation != Preallocation::off) {
-    throw Error(EINVAL, "Preallocation has no meaning when an image shrinks");
+  if (size <= old_size && request.preallocation != Preallocation::off) {
+    throw Error(EINVAL, fmt::format("--preallocation is for images that grow: {} bytes are no more "
+                                    "than the {} the image has",
+                                    size, old_size));
   }
   if (size < old_size && !request.shrink) {
     print_warning(session.program(),
