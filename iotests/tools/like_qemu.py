@@ -187,6 +187,28 @@ def vise_io_says_the_same_about_bad_input(t, command):
     t.equal(outputs[1], outputs[0], "exit status and output")
 
 
+@cases(command=["write 4M 512", "write 4095k 2k", "write -z 4M 64k", "writev 4095k 1k 1k", "discard 4M 64k",
+                "read 4M 512"])
+def a_raw_disk_has_an_end_like_any_other(t, command):
+    results = []
+    for run in (t.qemu_io, t.vise_io):
+        t.write("raw", bytes(4 * MIB))
+        done = run("-f", "raw", "raw", commands=[command], code=None)
+        results.append((done.code, filtered(done.stdout), os.path.getsize(t.path("raw"))))
+    t.equal(results[1], results[0], "exit status, output and size")
+
+
+@cases(filter=["driver=copy-on-read", "driver=throttle,throttle-group=g"])
+def a_filter_hides_nothing_of_its_image(t, filter):
+    t.write("base", b"x" * MIB)
+    t.vise_img("create", "-q", "-f", "qcow2", "-b", "base", "-F", "raw", "top", "1M")
+    t.vise_io("-f", "qcow2", "top", commands=["write -q 64k 64k"])
+    options = f"{filter},file.driver=qcow2,file.file.filename=top"
+    shown = [run("--object", "throttle-group,id=g,limits.iops-total=1000", "--image-opts", options,
+                 commands=["map", "alloc 0 1M"]).stdout for run in (t.qemu_io, t.vise_io)]
+    t.equal(shown[1], shown[0], "what map and alloc print")
+
+
 @case
 def creation_options_that_are_numbers_are_printed_as_such(t):
     ours, theirs = both(t, "create", "-f", "qcow2", "-o", "refcount_bits=0x10", "a.qcow2", "1M")

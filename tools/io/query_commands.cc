@@ -16,9 +16,12 @@ namespace {
 
 std::string size_text(std::uint64_t bytes) { return io_size_text(static_cast<double>(bytes)); }
 
-// The node below the top one; what it supplies does not count as allocated.
+// The backing image of the top one; what it supplies does not count as allocated. Filters store
+// nothing: the image is what they stand above.
 const Node* below(const Node& image) {
-  const Child* backing = image.backing_child();
+  const Node* top = &image;
+  while (const Child* filtered = top->filtered_child()) top = &filtered->node();
+  const Child* backing = top->backing_child();
   return backing != nullptr ? &backing->node() : nullptr;
 }
 

@@ -63,6 +63,9 @@ Task<void> write_and_report(const IoState& state, WriteRequest& request, std::st
   Child& image = *state.image();
   const Stopwatch watch;
   try {
+    // A raw file would grow, but a guest's disk has an end.
+    const bool is_inside = GuestRange{request.offset, request.length}.ends_by(image.size());
+    if (!request.vm_state && !is_inside) throw Error::system_error(EIO);
     if (request.vm_state) {
       const ConstIoVec data(request.buffer->segments());
       co_await save_vm_state(state, request.offset.bytes(), data);
