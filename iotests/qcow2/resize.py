@@ -69,6 +69,23 @@ def a_longer_backing_file_stays_hidden(t, overlay):
         t.reads_as("a.qcow2", "now")
 
 
+@cases(mode=["off", "metadata", "falloc", "full"])
+def version_2_hides_a_longer_backing_file_by_clusters(t, mode):
+    t.write("base", mixed_data(2 * MIB, 8192, 2))
+    t.vise_img("create", "-q", "-f", "qcow2", "-o", "compat=0.10", "-b", "base", "-F", "raw", "a.qcow2", "100k")
+    t.write("q.qcow2", t.read("a.qcow2"))
+    code = 1 if mode in ("off", "metadata") else 0
+    words = ["resize", "-q", f"--preallocation={mode}"]
+    t.equal(t.qemu_img(*words, "q.qcow2", "1M", code=None).code, code, "what qemu-img thinks of it")
+    refused = t.vise_img(*words, "a.qcow2", "1M", code=code)
+    if code:
+        t.fails_clearly(refused, "falloc")
+    t.write("now", t.read("base")[:100 * KIB])
+    twin(t, 100 * KIB if code else MIB)
+    t.sound("a.qcow2")
+    t.reads_as("a.qcow2", "now")
+
+
 @cases(mode=["metadata", "falloc", "full"],
        options=["", "extended_l2=on", "cluster_size=4k", "data_file=d.raw",
                 "data_file=d.raw,data_file_raw=on"])

@@ -47,8 +47,11 @@ Task<void> Qcow2::grow(std::uint64_t size, Preallocation preallocation) {
   }
   const std::uint64_t old_size = header_.virtual_size;
   const std::uint64_t backing_end = backing_ ? std::min(backing_->size(), size) : 0;
-  if (backing_end > old_size && !geometry_.zero_flag) {
-    throw Error(ENOTSUP, "a version 2 image cannot hide the longer backing image when it grows");
+  const bool hides_by_clusters = for_file(preallocation) != Preallocation::off;
+  if (backing_end > old_size && !geometry_.zero_flag && !hides_by_clusters) {
+    throw Error(ENOTSUP,
+                "a version 2 image cannot hide the longer backing image when it grows, except with "
+                "preallocation falloc or full");
   }
   if (entries > header_.l1_entries) co_await grow_l1(entries);
 
@@ -101,7 +104,8 @@ Task<void> Qcow2::zero_tail(std::uint64_t from, std::uint64_t backing_end) {
       co_await write_allocating(GuestOffset(from), ConstIoVec(zeroes.span()));
     }
   }
-  if (backing_end > partial_end) {
+  // Version 2 has no zeros to say so, but grows then with clusters that hold them.
+  if (backing_end > partial_end && geometry_.zero_flag) {
     const std::uint64_t end = std::min(align_up(backing_end, cluster_size), header_.virtual_size);
     co_await clear({GuestOffset(partial_end), end - partial_end}, Clearing::zero_unmap);
   }
