@@ -64,6 +64,8 @@ class Qmp:
         answer = self.raw(json.dumps(request) + "\n")
         if "error" in answer:
             raise QmpError(answer["error"])
+        if "return" not in answer:
+            raise Failure(f"no answer to {name}: {answer}")
         return answer["return"]
 
     def fails(self, name, arguments=None, /, **more):
@@ -108,10 +110,12 @@ class Daemon:
 
     def __init__(self, test, *arguments, binary="vise", name="qmp"):
         self.path = test.path(f"{name}.sock")
+        ready = test.path(f"{name}.pid")
+        ready.unlink(missing_ok=True)
         program = (test.tools / "vise-storage-daemon" if binary == "vise"
                    else installed("qemu-storage-daemon"))
         self.command = [program, "--chardev", f"socket,id=m,path={self.path},server=on,wait=off",
-                        "--monitor", "m", *arguments]
+                        "--monitor", "m", "--pidfile", ready, *arguments]
         self.stderr = open(test.path(f"{name}.stderr"), "w+")
         self.process = subprocess.Popen(list(map(str, self.command)), cwd=test.dir, env=test.env,
                                         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
@@ -120,6 +124,9 @@ class Daemon:
         deadline = time.monotonic() + 30
         while True:
             try:
+                # QEMU's greets twice, or never, who comes before it is through with its options.
+                if not ready.exists():
+                    raise FileNotFoundError
                 self.qmp = Qmp(self.path)
                 return
             except (FileNotFoundError, ConnectionRefusedError):
