@@ -239,6 +239,30 @@ def version_2_refuses_what_it_cannot_have_before_anything_changes(t):
     t.equal(t.digest("snapped"), before, "image")
 
 
+@cases(count=["compressed", "plain"])
+def wider_counts_are_the_way_out_where_snapshots_need_more(t, count):
+    """Up to three compressed clusters share a host cluster whose count has two bits, and each of
+    them is counted once more for each snapshot."""
+    t.vise_img("create", "-q", "-f", "qcow2", "-o", "refcount_bits=2", "a.qcow2", "4M")
+    how, snapshots = ("-c", []) if count == "compressed" else ("", ["one", "two"])
+    t.vise_io("-f", "qcow2", "a.qcow2", commands=[f"write -q {how} -P 5 0 1M"])
+    for name in snapshots:
+        t.vise_img("snapshot", "-c", name, "a.qcow2")
+    t.vise_img("convert", "-O", "raw", "a.qcow2", "a.raw")
+    before = t.digest("a.qcow2")
+    for operation in ["-c", "-a"][:1 + len(snapshots[:1])]:
+        name = "more" if operation == "-c" else "one"
+        t.fails_clearly(t.vise_img("snapshot", operation, name, "a.qcow2", code=1), "of 2 bits",
+                        "'amend -o refcount_bits=16' makes room")
+    t.equal(t.digest("a.qcow2"), before, "a refused snapshot leaves everything as it was")
+    t.vise_img("amend", "-o", "refcount_bits=16", "a.qcow2")
+    t.vise_img("snapshot", "-c", "more", "a.qcow2")
+    t.vise_io("-f", "qcow2", "a.qcow2", commands=["write -q -P 9 0 2M"])
+    t.vise_img("snapshot", "-a", "more", "a.qcow2")
+    t.sound("a.qcow2")
+    t.reads_as("a.qcow2", "a.raw")
+
+
 @case
 def what_cannot_change_is_refused(t):
     make(t, backing=True)

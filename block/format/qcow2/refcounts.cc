@@ -20,6 +20,7 @@ namespace {
 
 constexpr std::uint64_t block_offset_mask = ~std::uint64_t{511};
 constexpr std::uint64_t most_table_bytes = 8u << 20;  // the format's limit as every reader has it
+constexpr const char* way_out = "'amend -o refcount_bits=16' makes room for more references";
 
 std::uint64_t slice_size_for(const Header& header) {
   return std::min<std::uint64_t>(header.cluster_size(), 16384);
@@ -137,7 +138,8 @@ Task<void> Refcounts::increase(std::uint64_t cluster) {
       if (count >= max_count()) {
         throw Error(EFBIG, fmt::format("host cluster {} has the highest reference count that {} "
                                        "bits can hold",
-                                       cluster, header_.refcount_bits()));
+                                       cluster, header_.refcount_bits()))
+            .with_hint(way_out);
       }
       store_count(slice.data(), index, count + 1);
       cache_.mark_dirty(slice);
@@ -215,7 +217,8 @@ Task<void> Refcounts::check_raise(std::uint64_t first, std::span<const std::uint
     if (count > max_count() || max_count() - count < times) {
       throw Error(EFBIG, fmt::format("host cluster {} has {} references; {} more are too many for "
                                      "refcounts of {} bits",
-                                     cluster, count, times, header_.refcount_bits()));
+                                     cluster, count, times, header_.refcount_bits()))
+          .with_hint(way_out);
     }
     return count;
   };
