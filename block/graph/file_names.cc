@@ -41,8 +41,9 @@ constexpr std::array runtime_options = {
     RuntimeOptions{"file", file_runtime},     RuntimeOptions{"host_device", file_runtime},
     RuntimeOptions{"nbd", nbd_runtime},       RuntimeOptions{"null-co", null_runtime},
     RuntimeOptions{"null-aio", null_runtime}, RuntimeOptions{"qcow2", qcow2_runtime}};
-constexpr std::string_view generic_options[] = {
-    "node-name", "read-only", "auto-read-only", "force-share", "discard", "detect-zeroes", "cache"};
+constexpr std::string_view generic_options[] = {"node-name",   "read-only", "auto-read-only",
+                                                "force-share", "discard",   "detect-zeroes",
+                                                "cache",       "active"};
 
 // The order in which the field's tools print these keys (cli reference, 1.5).
 struct KeyRank {

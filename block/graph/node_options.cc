@@ -47,6 +47,13 @@ NodeOptions take_node_options(Value::Dict& options, const NodeOptions& defaults,
   take_bool(options, path, "read-only", result.read_only);
   take_bool(options, path, "auto-read-only", result.auto_read_only);
   take_bool(options, path, "force-share", result.force_share);
+  bool active = true;
+  take_bool(options, path, "active", active);
+  if (!active) {
+    throw Error(ENOTSUP, fmt::format("Option '{}active' must be on: inactive nodes are not "
+                                     "supported",
+                                     path));
+  }
   if (const auto value = options.take("discard")) {
     static constexpr std::array<std::string_view, 4> names = {"ignore", "off", "unmap", "on"};
     result.discard_unmap = ValueReader(*value, path, "discard").choice(names) >= 2;

@@ -13,6 +13,7 @@
 #include "job/job_filter.h"
 #include "util/clean_up.h"
 #include "vise/error.h"
+#include "vise/util/checked.h"
 
 namespace vise {
 
@@ -55,8 +56,9 @@ std::optional<BitmapMode> check_modes(const BackupSettings& settings) {
   return settings.bitmap_mode;
 }
 
-std::uint64_t unit_for(Node& target) {
-  return std::max(least_unit, target.driver().limits().cluster_size);
+std::uint64_t unit_for(const BackupSettings& settings) {
+  const std::uint64_t cluster_size = settings.target->driver().limits().cluster_size;
+  return std::max({least_unit, cluster_size, settings.least_unit});
 }
 
 class BackupJob final : public CopyJob {
@@ -67,9 +69,12 @@ class BackupJob final : public CopyJob {
         bitmap_mode_(bitmap_mode),
         device_(settings.device->shared_from_this()),
         target_node_(settings.target->shared_from_this()),
-        unit_(unit_for(*settings.target)),
+        unit_(unit_for(settings)),
+        chunk_(chunk_for(settings, unit_)),
+        discards_source_(settings.discard_source),
         todo_(device_->size(), unit_) {
     const Limits limits = target_node_->driver().limits();
+    set_most_in_flight(settings.most_in_flight);
     options_.compressed = settings.compress;
     options_.encoded =
         limits.can_compress && (settings.compress || target_node_->type().name == "compress");
@@ -86,6 +91,7 @@ class BackupJob final : public CopyJob {
     std::unique_ptr<PlacedFilter> filter =
         co_await PlacedFilter::place(*device_, backup_filter_type, std::move(filter_name));
     filter_ = std::move(filter);
+    if (discards_source_) co_await filter_->allow_discards();
     std::unique_ptr<ChainSource> source =
         co_await ChainSource::open(*device_, nullptr, user_, ChainSource::Sharing::top_written);
     source_ = std::move(source);
@@ -125,7 +131,7 @@ class BackupJob final : public CopyJob {
 
   Task<std::optional<GuestRange>> next(GuestOffset from) override {
     if (broken_) throw *broken_;
-    co_return next_dirty_chunk(todo_, from, unit_);
+    co_return next_dirty_chunk(todo_, from, chunk_);
   }
 
   Task<void> copy(GuestRange range, Turn& turn) override { return copy_todo(range, &turn); }
@@ -149,6 +155,19 @@ class BackupJob final : public CopyJob {
   }
 
  private:
+  // Throws if the settings' most_at_once is less than what is copied together.
+  static std::uint64_t chunk_for(const BackupSettings& settings, std::uint64_t unit) {
+    const std::uint64_t usual = chunk_size(unit);
+    if (settings.most_at_once == 0) return usual;
+    if (settings.most_at_once < unit) {
+      throw Error(EINVAL,
+                  fmt::format("Parameter 'max-chunk' expects 0 or a value from {}, which are "
+                              "copied together, not {}",
+                              unit, settings.most_at_once));
+    }
+    return std::min(usual, align_down(settings.most_at_once, unit));
+  }
+
   // The instant that the backup shows.
   Task<void> begin(std::optional<std::string> bitmap) {
     if (bitmap) handover_ = std::make_unique<BitmapHandover>(*device_, *bitmap);
@@ -171,6 +190,18 @@ class BackupJob final : public CopyJob {
     for (const GuestRange& part : parts) {
       todo_.clear(part);
       add_done(part.length);
+    }
+    if (discards_source_) co_await discard(parts);
+  }
+
+  // Before anyone may change it. Where that fails the source keeps what it has: the copy is there.
+  Task<void> discard(const std::vector<GuestRange>& parts) {
+    for (const GuestRange& part : parts) {
+      try {
+        co_await filter_->filter().discard_below(part);
+      } catch (const Error& error) {
+        if (error.code() == ECANCELED) throw;
+      }
     }
   }
 
@@ -225,8 +256,10 @@ class BackupJob final : public CopyJob {
   const std::optional<BitmapMode> bitmap_mode_;
   std::shared_ptr<Node> device_;
   std::shared_ptr<Node> target_node_;
-  const std::uint64_t unit_;  // bytes, of what is copied at once
-  DirtyBitmap todo_;          // what the target does not have yet
+  const std::uint64_t unit_;   // bytes that are copied together
+  const std::uint64_t chunk_;  // bytes that are copied at once, at most
+  const bool discards_source_;
+  DirtyBitmap todo_;  // what the target does not have yet
   CopyLocks copies_;
   StretchOptions options_;
   std::string user_;
@@ -237,7 +270,7 @@ class BackupJob final : public CopyJob {
   std::optional<Error> broken_;  // the old content is lost in places
 };
 
-void check_target(const BackupSettings& settings) {
+void check_nodes(const BackupSettings& settings) {
   Node& device = *settings.device;
   Node& target = *settings.target;
   if (&device == &target) throw Error(EINVAL, "Source and target cannot be the same");
@@ -248,12 +281,16 @@ void check_target(const BackupSettings& settings) {
   if (settings.compress && !target.driver().limits().can_compress) {
     throw Error(ENOTSUP, "Compression is not supported for this drive " + target.name());
   }
+  if (settings.discard_source && device.read_only()) {
+    throw Error(EPERM, fmt::format("Node '{}' is read-only: 'discard-source' needs one that is not",
+                                   device.name()));
+  }
 }
 
 }  // namespace
 
 Task<std::shared_ptr<Job>> make_backup_job(JobTable& jobs, BackupSettings settings) {
-  check_target(settings);
+  check_nodes(settings);
   const std::optional<BitmapMode> mode = check_modes(settings);
   jobs.require_idle(*settings.device);
   jobs.require_idle(*settings.target);

@@ -1,6 +1,7 @@
 // backup: copies a node as it is at one instant to another one, while it is written to.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <string>
@@ -18,6 +19,10 @@ struct BackupSettings {
   std::optional<std::string> bitmap;
   std::optional<qapi::BitmapSyncMode> bitmap_mode;
   bool compress = false;
+  bool discard_source = false;     // what has been copied
+  unsigned most_in_flight = 8;     // chunks
+  std::uint64_t most_at_once = 0;  // bytes of a chunk; 0: as it is best
+  std::uint64_t least_unit = 0;    // bytes that are copied together, a power of two; 0: as needed
   std::optional<std::string> filter_node_name;
 };
 

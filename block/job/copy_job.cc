@@ -10,10 +10,6 @@
 
 namespace vise {
 
-namespace {
-constexpr unsigned chunks_in_flight = 8;
-}
-
 std::uint64_t CopyJob::chunk_size(std::uint64_t cluster_size) {
   constexpr std::uint64_t usual = 512u << 10;
   return cluster_size == 0 ? usual : divide_up(usual, cluster_size) * cluster_size;
@@ -32,13 +28,14 @@ Task<void> CopyJob::copy_all() {
 }
 
 struct CopyJob::Pass {
+  explicit Pass(unsigned most_in_flight) : slots(most_in_flight) {}
   TaskScope chunks;
-  AsyncSemaphore slots{chunks_in_flight};
+  AsyncSemaphore slots;
   Turns turns;
 };
 
 Task<void> CopyJob::copy_pass() {
-  Pass pass;
+  Pass pass(most_in_flight_);
   std::exception_ptr failure;
   try {
     co_await walk(pass);
@@ -85,10 +82,9 @@ Task<void> CopyJob::copy_one(Pass& pass, GuestRange range, std::uint64_t number)
 }
 
 std::optional<GuestRange> CopyJob::next_dirty_chunk(const DirtyBitmap& todo, GuestOffset from,
-                                                    std::uint64_t unit) {
+                                                    std::uint64_t chunk) {
   const std::optional<GuestRange> dirty = todo.next_dirty(from);
   if (!dirty) return std::nullopt;
-  const std::uint64_t chunk = chunk_size(unit);
   const std::uint64_t start = dirty->start.bytes();
   const std::uint64_t end = std::min(start - start % chunk + chunk, dirty->end().bytes());
   return GuestRange{dirty->start, end - start};

@@ -30,11 +30,15 @@ class CopyJob : public Job {
   /// Copies until next() finds nothing any more.
   Task<void> copy_all();
 
+  /// How many stretches are copied at once: 1 or more; to be said before the first.
+  void set_most_in_flight(unsigned count) { most_in_flight_ = count; }
+
   /// Bytes of a stretch: whole clusters of `cluster_size`.
   static std::uint64_t chunk_size(std::uint64_t cluster_size);
-  /// The next stretch of `todo` at or after `from`, which ends where a chunk of `unit`s does.
+  /// The next stretch of `todo` at or after `from`, which ends where a multiple of `chunk` bytes
+  /// is.
   static std::optional<GuestRange> next_dirty_chunk(const DirtyBitmap& todo, GuestOffset from,
-                                                    std::uint64_t unit);
+                                                    std::uint64_t chunk);
   /// All that `todo` has in `range`.
   static std::vector<GuestRange> dirty_stretches(const DirtyBitmap& todo, GuestRange range);
 
@@ -44,6 +48,7 @@ class CopyJob : public Job {
   Task<void> walk(Pass& pass);
   Task<void> copy_one(Pass& pass, GuestRange range, std::uint64_t number);
 
+  unsigned most_in_flight_ = 8;
   std::vector<std::pair<GuestRange, CopyError>> failures_;  // of this pass
 };
 

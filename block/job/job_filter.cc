@@ -65,6 +65,7 @@ Permissions JobFilter::child_permissions(const Child& edge, Permissions parents)
   } else if (sharing_ == Sharing::all) {
     needs.shares = Permissions::all();
   }
+  if (discards_) needs.uses = needs.uses | Permission::write;
   return needs;
 }
 
@@ -167,6 +168,19 @@ Task<std::unique_ptr<PlacedFilter>> PlacedFilter::place(Node& below, const Drive
 Task<void> PlacedFilter::set_sharing(JobFilter::Sharing sharing) {
   filter().set_sharing(sharing);
   co_await hold_->set_permissions(hold_->permissions());  // works out what is needed below
+}
+
+Task<void> PlacedFilter::allow_discards() {
+  std::exception_ptr failure;
+  filter().set_discards(true);
+  try {
+    co_await hold_->set_permissions(hold_->permissions());
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  if (!failure) co_return;
+  filter().set_discards(false);
+  std::rethrow_exception(failure);
 }
 
 Task<void> PlacedFilter::remove() { return remove_onto(*below_); }

@@ -27,6 +27,9 @@ class JobFilter final : public Filter {
   /// which would go unseen here. all: everything, as the job itself writes further down.
   enum class Sharing { as_above, exclusive, all };
   void set_sharing(Sharing sharing) { sharing_ = sharing; }
+  /// Discards of the node below, past everything above. Asks for permission first.
+  void set_discards(bool discards) { discards_ = discards; }
+  Task<void> discard_below(GuestRange range) { return Filter::discard(range); }
 
   Task<void> write(GuestOffset offset, ConstIoVec data, WriteFlags flags) override;
   Task<void> write_zeroes(GuestRange range, ZeroFlags flags) override;
@@ -44,6 +47,7 @@ class JobFilter final : public Filter {
 
   CopyLocks locks_;
   Sharing sharing_ = Sharing::as_above;
+  bool discards_ = false;
 };
 
 /// A JobFilter in its place.
@@ -58,6 +62,9 @@ class PlacedFilter {
   Task<void> remove();
   /// The same with the parents going to another node.
   Task<void> remove_onto(Node& node);
+
+  /// From here on the job may discard_below(). Throws Error(EACCES, EPERM), with nothing changed.
+  Task<void> allow_discards();
 
   Node& node() const { return *node_; }
   JobFilter& filter() const { return static_cast<JobFilter&>(node_->driver()); }

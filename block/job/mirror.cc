@@ -132,7 +132,7 @@ class MirrorJob final : public CopyJob {
   }
 
   Task<std::optional<GuestRange>> next(GuestOffset from) override {
-    std::optional<GuestRange> chunk = next_dirty_chunk(todo_, from, unit_);
+    std::optional<GuestRange> chunk = next_dirty_chunk(todo_, from, chunk_size(unit_));
     if (chunk) chunk->length = std::min(chunk->length, chunk_size_);
     co_return chunk;
   }

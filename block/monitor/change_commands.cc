@@ -96,7 +96,8 @@ Task<void> change_backing_file(Services& services, qapi::ChangeBackingFileArgume
 
 Task<void> blockdev_set_active(Services& services, qapi::BlockdevSetActiveArguments arguments) {
   if (arguments.node_name) get_node(services, *arguments.node_name);
-  if (!arguments.active) throw Error(ENOTSUP, "Nodes cannot be made inactive");
+  if (!arguments.active)
+    throw Error(ENOTSUP, "Nodes cannot be made inactive: inactive nodes are not supported");
   co_return;
 }
 

@@ -1,7 +1,10 @@
 // Jobs: starting and steering them.
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <bit>
 #include <cerrno>
+#include <cstdint>
 #include <filesystem>
 #include <ranges>
 #include <system_error>
@@ -373,6 +376,41 @@ Task<void> block_job_set_speed(Services& services, qapi::BlockJobSetSpeedArgumen
 
 }  // namespace
 
+namespace {
+
+void take_perf(const qapi::BackupPerf& perf, BackupSettings& settings) {
+  if (perf.use_copy_range.value_or(false)) {
+    throw Error(ENOTSUP,
+                "Parameter 'x-perf.use-copy-range' must be false: jobs copy through memory");
+  }
+  const auto refuse = [](const char* name, const char* range, std::int64_t value) {
+    throw Error(EINVAL,
+                fmt::format("Parameter 'x-perf.{}' expects {}, not {}", name, range, value));
+  };
+  if (perf.max_workers) {
+    constexpr std::int64_t highest = INT32_MAX;
+    if (*perf.max_workers < 1 || *perf.max_workers > highest) {
+      refuse("max-workers", "a value from 1 to 2147483647", *perf.max_workers);
+    }
+    constexpr std::int64_t most = 64;  // so that memory is bounded
+    settings.most_in_flight = static_cast<unsigned>(std::min(*perf.max_workers, most));
+  }
+  if (perf.max_chunk.value_or(0) < 0) {
+    refuse("max-chunk", "a value from 0, which means no limit", *perf.max_chunk);
+  }
+  settings.most_at_once = static_cast<std::uint64_t>(perf.max_chunk.value_or(0));
+  settings.least_unit = perf.min_cluster_size.value_or(0);
+  if (settings.least_unit > 0 &&
+      (!std::has_single_bit(settings.least_unit) || settings.least_unit > 1u << 30)) {
+    throw Error(EINVAL,
+                fmt::format("Parameter 'x-perf.min-cluster-size' expects 0 or a power of two "
+                            "up to 1073741824, not {}",
+                            settings.least_unit));
+  }
+}
+
+}  // namespace
+
 BackupSettings backup_settings(Services& services, const qapi::BlockdevBackup& arguments) {
   BackupSettings settings;
   settings.job = job_settings(services, arguments);
@@ -385,6 +423,8 @@ BackupSettings backup_settings(Services& services, const qapi::BlockdevBackup& a
   settings.bitmap = arguments.bitmap;
   settings.bitmap_mode = arguments.bitmap_mode;
   settings.compress = arguments.compress.value_or(false);
+  settings.discard_source = arguments.discard_source.value_or(false);
+  if (arguments.x_perf) take_perf(*arguments.x_perf, settings);
   settings.filter_node_name = arguments.filter_node_name;
   return settings;
 }

@@ -80,7 +80,8 @@ def shape(schema, name, seen=()):
             for member in entity["members"]}
 
 
-LATER = ("handshake-max-seconds", "backing-mask-protocol")
+LATER = ("handshake-max-seconds", "backing-mask-protocol", "discard-source", "allow-inactive",
+         "active")
 
 
 @case
