@@ -59,14 +59,11 @@ void JobTable::start(std::shared_ptr<Job> job) {
 }
 
 Task<void> JobTable::discard(std::shared_ptr<Job> job) {
-  const bool in_group = job->group_ != nullptr;
-  if (in_group) {
-    job->set_status(Job::Status::aborting);
-    std::erase(job->group_->jobs_, job.get());
-  }
+  job->set_status(Job::Status::aborting);
+  if (job->group_ != nullptr) std::erase(job->group_->jobs_, job.get());
   co_await job->abort();
   co_await job->clean();
-  if (in_group) job->set_status(Job::Status::concluded);
+  job->set_status(Job::Status::concluded);
   job->set_status(Job::Status::null);
   remove(*job);
 }

@@ -280,4 +280,25 @@ def backups_of_one_transaction_fail_together(t):
     t.equal(seen["vise"], seen["qemu"])
 
 
+@cases(mode=["individual", "grouped"], finalize=[True, False])
+def a_backup_of_a_refused_transaction_is_told_as_qemu_does(t, mode, finalize):
+    for name in ("one", "copy"):
+        t.vise_img("create", "-f", "qcow2", f"{name}.qcow2", SIZE)
+    seen = {}
+    for binary in ("qemu", "vise"):
+        daemon = Daemon(t, binary=binary, name=binary)
+        qmp = daemon.qmp
+        for name in ("one", "copy"):
+            qmp.execute("blockdev-add", node(name))
+        actions = [{"type": "blockdev-backup", "data": {
+            "job-id": target, "device": "one", "target": target, "sync": "full",
+            "auto-finalize": finalize, "auto-dismiss": finalize}} for target in ("copy", "nope")]
+        qmp.fails("transaction", actions=actions, properties={"completion-mode": mode})
+        t.equal(qmp.execute("query-jobs"), [], "jobs")
+        seen[binary] = [(event["event"], event["data"]) for event in qmp.events]
+        qmp.execute("blockdev-del", node_name="copy")  # which nobody holds any more
+        daemon.quit()
+    t.equal(seen["vise"], seen["qemu"], "events")
+
+
 main()
