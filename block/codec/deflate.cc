@@ -147,6 +147,7 @@ std::size_t encode_with_isal(unsigned level, Bytes cluster, std::span<std::byte>
   thread_local IsalBuffer buffer;
   isal_zstream stream;
   isal_deflate_stateless_init(&stream);
+  stream.hist_bits = 0;  // what init leaves as it was: no limit to how far matches go back
   stream.level = level;
   stream.level_buf = buffer.bytes.get();
   stream.level_buf_size = IsalBuffer::size;
