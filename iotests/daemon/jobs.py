@@ -99,6 +99,27 @@ def a_backup_is_a_copy(t, way, sync):
     t.equal(compressed_clusters(t, "copy.qcow2") > 0, way != "plain")
 
 
+@case
+def an_image_can_be_created_in_another_one(t):
+    """The new image's metadata end inside a sector; the disk around it has whole ones."""
+    t.vise_img("create", "-f", "qcow2", "outer.qcow2", "8M")
+    daemon = Daemon(t)
+    qmp = daemon.qmp
+    qmp.execute("blockdev-add", node("outer"))
+    qmp.execute("blockdev-create", {"job-id": "make", "options": {
+        "driver": "qcow2", "file": "outer", "size": SIZE}})
+    qmp.wait_event("JOB_STATUS_CHANGE", id="make", status="concluded")
+    t.equal(qmp.execute("query-jobs")[0].get("error"), None)
+    qmp.execute("job-dismiss", id="make")
+    daemon.quit()
+    t.sound("outer.qcow2")
+    inner = "driver=qcow2,file.driver=qcow2,file.file.filename=outer.qcow2"
+    t.vise_img("check", "--image-opts", inner)
+    for program in (t.vise_img, t.qemu_img):
+        info = program("info", "--output=json", "--image-opts", inner).json
+        t.equal((info["format"], info["virtual-size"]), ("qcow2", SIZE))
+
+
 @cases(way=FORMATS, top=["mid", "top"])
 def images_are_committed(t, way, top):
     make_chain(t, way)

@@ -18,6 +18,7 @@ constexpr std::uint64_t most_l1_bytes = 32u << 20;  // the format's limit as eve
 
 Task<void> Qcow2::truncate(std::uint64_t size, TruncateOptions options) {
   require_writable();
+  if (!options.exact) size = align_up(size, std::uint64_t{512});
   if (size % 512 != 0) throw Error(EINVAL, "the size must be a multiple of 512 bytes");
   const std::uint64_t old_size = header_.virtual_size;
   if (size == old_size) co_return;
