@@ -335,8 +335,7 @@ def the_command_line_opens_nodes_and_objects_in_order(t):
                                 '"format": "base64"}',
                     "--blockdev", "driver=file,filename=a.qcow2,node-name=f",
                     "--blockdev", '{"driver": "qcow2", "file": "f", "node-name": "q"}',
-                    "--blockdev", "throttle,throttle-group=slow,file=q,node-name=t",
-                    "--pidfile", "pid")
+                    "--blockdev", "throttle,throttle-group=slow,file=q,node-name=t")
     names = [node["node-name"] for node in daemon.execute("query-named-block-nodes")]
     t.equal(names, ["t", "q", "f"])
     t.check("is used" in daemon.qmp.fails("blockdev-del", node_name="q"), "a node in use")
@@ -344,9 +343,10 @@ def the_command_line_opens_nodes_and_objects_in_order(t):
     daemon.execute("blockdev-del", node_name="t")
     daemon.execute("object-del", id="slow")
     t.check("not found" in daemon.qmp.fails("object-del", id="slow"), "it is gone")
-    t.equal(int(t.read("pid")), daemon.process.pid)
+    pid_file = t.path("qmp.pid")  # which every Daemon() asks for
+    t.equal(int(pid_file.read_text()), daemon.process.pid)
     daemon.kill(signal.SIGTERM)
-    t.check(not t.path("pid").exists() and not daemon.path.exists(), "pid file and socket remain")
+    t.check(not pid_file.exists() and not daemon.path.exists(), "pid file and socket remain")
 
 
 @cases(arguments=[("--blockdev", "qcow2,node-name=q,file=missing"),
