@@ -67,6 +67,23 @@ def it_stays_with_its_snapshot(t, options):
     t.sound("a.qcow2")
 
 
+@cases(options=["", "cluster_size=512", "extended_l2=on", "compat=0.10"])
+def compressed_in_place_it_is_still_there(t, options):
+    """`compress` takes it along with what the snapshot holds; no writer starts out with that."""
+    make(t, options)
+    t.vise_io("-f", "qcow2", "a.qcow2", commands=["write -b -P 7 0 1M", "write -b -P 8 1M 200k"])
+    t.vise_img("snapshot", "-c", "one", "a.qcow2")
+    t.vise_img("compress", "-q", "--compact", "a.qcow2")
+    t.sound("a.qcow2")
+    t.vise_img("snapshot", "-a", "one", "a.qcow2")
+    for run in (t.vise_io, t.qemu_io):
+        run("-r", "-f", "qcow2", "a.qcow2", commands=[
+            "read -b -P 7 0 1M", "read -b -P 7 512 1k", "read -b -P 8 1M 200k", "read -P 1 0 1M"])
+    t.vise_io("-f", "qcow2", "a.qcow2", commands=["write -b -P 9 1k 30k", "read -b -P 9 1k 30k",
+                                                  "read -b -P 7 0 1k", "read -b -P 7 31k 900k"])
+    t.sound("a.qcow2")
+
+
 @cases(maker=["vise", "qemu"], compat=["0.10", "1.1"])
 def its_size_is_kept_and_listed(t, maker, compat):
     make(t, f"compat={compat}")
