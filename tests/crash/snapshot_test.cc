@@ -312,7 +312,7 @@ class SnapshotCrash : public testing::TestWithParam<Shape> {
       // The session goes on after a failure; it must know what is on disk.
       try {
         std::mt19937_64 random(2);
-        co_await write_some(*root, random, 10);
+        co_await write_some(*root, random, 150);
       } catch (const Error&) {
         // The disk may go on failing.
       }

@@ -1,6 +1,6 @@
 // Internal snapshots against byte vectors: random writes of all kinds, snapshots taken, applied and
-// deleted, the version of the image amended; after each step counts are exact, and each snapshot
-// and the disk hold what they held.
+// deleted, the version of the image amended, all of it compressed in place; after each step counts
+// are exact, and each snapshot and the disk hold what they held.
 //   VISE_SEED=N  starts from that seed (1); it is printed by every failure
 //   VISE_RUNS=N  as many seeds (1)
 #include <gtest/gtest.h>
@@ -9,6 +9,7 @@
 #include <map>
 #include <random>
 
+#include "copy/compress_in_place.h"
 #include "qcow2_file_fixture.h"
 #include "tools/common/snapshots.h"
 #include "vise/image_operations.h"
@@ -86,6 +87,7 @@ class Qcow2SnapshotModel : public QcowFileTest, public testing::WithParamInterfa
         // Without reopening: what the driver knows in memory must be right, too.
         if (random_() % 3 == 0 && snapshots_.size() < 5) take(root);
         write(root);
+        if (random_() % 3 == 0) compress_and_go_on(root);
       }
     });
   }
@@ -112,6 +114,33 @@ class Qcow2SnapshotModel : public QcowFileTest, public testing::WithParamInterfa
   }
   const std::string& any() {
     return std::next(snapshots_.begin(), random_() % snapshots_.size())->first;
+  }
+
+  /// Reading, before and after: what is remembered of a place must go when something else goes
+  /// there.
+  void compress_and_go_on(Child& root) {
+    read_in_steps(root, "the disk before compressing");
+    InPlaceRequest request;
+    request.image = &root;
+    request.options.compact = true;
+    run(compress_in_place(std::move(request)));
+    read_in_steps(root, "the disk after compressing");
+    for (unsigned i = 0; i < random_() % 6; ++i) write(root);
+    if (random_() % 2 == 0 && !snapshots_.empty()) apply(root, any());
+    if (random_() % 2 == 0 && !snapshots_.empty()) remove(root, any());
+    for (unsigned i = 0; i < random_() % 20; ++i) write(root);
+    read_in_steps(root, "the disk after going on");
+  }
+
+  /// Parts of clusters are what is remembered.
+  void read_in_steps(Child& root, const std::string& what) {
+    Bytes found(512);
+    for (std::uint64_t at = 0; at < disk_.size(); at += found.size()) {
+      run(root.read(GuestOffset(at), IoVec(std::span(found))));
+      const auto start = disk_.begin() + static_cast<std::ptrdiff_t>(at);
+      ASSERT_TRUE(std::ranges::equal(found, std::span(start, found.size())))
+          << what << " differs in the sector at " << at;
+    }
   }
 
   void take(Child& root) {

@@ -1,11 +1,6 @@
 // Compressing what snapshots hold, alone or together with the disk. A host cluster is compressed
-// once, and all L2 entries that refer to it change where they lie, since nothing becomes more or
-// less shared. Runs drained, some megabytes at a time; the order of writes (| is a flush):
-//
-//   compressed data, counts of its host clusters raised | entries | counts of the old ones lowered
-//
-// Between two of the entries a power failure leaves some that name the old cluster and some that
-// name the new one, and both count more references than there are, which is a leak.
+// once, and all L2 entries that refer to it change where they lie (relink.cc), since nothing
+// becomes more or less shared. Runs drained, some megabytes at a time.
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
@@ -23,7 +18,6 @@
 #include "format/qcow2/stored_cluster.h"
 #include "vise/context.h"
 #include "vise/error.h"
-#include "vise/util/endian.h"
 
 namespace vise::qcow2 {
 
@@ -130,33 +124,30 @@ Task<std::uint64_t> Qcow2::compress_shared(std::span<const SharedCluster> found,
     job.compress(i);
     // What does not shrink stays where it is.
     if (cluster.kind == StoredCluster::Kind::normal) cluster.kind = StoredCluster::Kind::unchanged;
+    cluster.references = found[i].references;
   };
   co_await context_.workers().for_each(found.size(), compress);
-  // Bytes that snapshots share cannot be moved, so they keep away from those that can.
-  space_.forget_packing();
-  co_await place_shared(found, job.clusters);
-  co_await commit_counts();
+  co_await place_shared(job.clusters);
 
-  std::exception_ptr failure;
-  try {
-    co_await link_shared(found, job.clusters);
-    co_await file_->flush();
-  } catch (...) {
-    failure = std::current_exception();
-  }
-  // After a failure the disk may name the old clusters or the new ones: both stay counted.
-  std::vector<std::uint64_t> l1 = mapping_.l1();
-  mapping_.replace(std::move(l1));
-  if (failure) std::rethrow_exception(failure);
+  std::vector<NewName> names;
   References dropped;
   std::uint64_t compressed = 0;
   for (std::size_t i = 0; i < found.size(); ++i) {
-    if (job.clusters[i].kind == StoredCluster::Kind::unchanged) continue;
+    const StoredCluster& cluster = job.clusters[i];
+    if (cluster.kind == StoredCluster::Kind::unchanged) continue;
+    const Descriptor fresh = cluster.kind == StoredCluster::Kind::zero
+                                 ? Descriptor::zeroes(geometry_)
+                                 : Descriptor::compressed_at(cluster.host, cluster.bytes.size());
+    const Descriptor::Words words = fresh.encode(geometry_);
+    for (const HostOffset place : found[i].entries) {
+      names.push_back({place, words.word});
+      if (geometry_.extended_l2) names.push_back({place + 8, words.bitmap});
+    }
     dropped.add(found[i].host.bytes() >> geometry_.cluster_bits,
                 static_cast<std::uint32_t>(found[i].references));
     compressed += geometry_.cluster_size;
   }
-  co_await release(dropped);
+  co_await relink(std::move(names), dropped, Event::l2_update_compressed);
   co_return compressed;
 }
 
@@ -176,106 +167,6 @@ Task<void> Qcow2::load_shared(std::span<const SharedCluster> found, Buffer& data
       std::memset(data.data() + (i << geometry_.cluster_bits) + s * geometry_.subcluster_size, 0,
                   geometry_.subcluster_size);
     }
-  }
-}
-
-// Space and data. What gets no space stays unchanged.
-Task<void> Qcow2::place_shared(std::span<const SharedCluster> found,
-                               std::span<StoredCluster> stored) {
-  Packer::Receipt receipt;
-  std::exception_ptr failure;
-  TicketQueue::Ticket ticket = tickets_.take();
-  ticket.set_appending(true);
-  try {
-    co_await ticket.turn();
-    for (std::size_t i = 0; i < found.size(); ++i) {
-      if (stored[i].kind != StoredCluster::Kind::compressed) continue;
-      bool placed = co_await place_counted(stored[i], found[i].references, receipt);
-      if (!placed) {
-        // The host cluster counts as many as it can: the next one starts with none.
-        space_.forget_packing();
-        placed = co_await place_counted(stored[i], found[i].references, receipt);
-      }
-      if (!placed) stored[i].kind = StoredCluster::Kind::unchanged;
-    }
-    ticket.pass();
-    co_await packer_.written(receipt);
-  } catch (...) {
-    failure = std::current_exception();
-  }
-  if (!failure) co_return;
-  ticket.pass();
-  co_await packer_.settled(receipt);
-  for (std::size_t i = 0; i < found.size(); ++i) {
-    if (!stored[i].placed) continue;
-    for (std::uint64_t times = 0; times < found[i].references; ++times) {
-      space_.free_unlinked({stored[i].host, stored[i].bytes.size()});
-    }
-  }
-  std::rethrow_exception(failure);
-}
-
-// As many references as there will be. False, with nothing changed, if a count has no room for
-// them.
-Task<bool> Qcow2::place_counted(StoredCluster& cluster, std::uint64_t references,
-                                Packer::Receipt& receipt) {
-  const HostOffset host = co_await space_.allocate_bytes(cluster.bytes.size());
-  const HostRange range{host, cluster.bytes.size()};
-  const std::uint64_t first = host.bytes() >> geometry_.cluster_bits;
-  const std::uint64_t last = (range.end() - 1).bytes() >> geometry_.cluster_bits;
-  std::vector<std::uint64_t> raised;
-  bool fits = true;
-  for (std::uint64_t times = 1; fits && times < references; ++times) {
-    for (std::uint64_t c = first; fits && c <= last; ++c) {
-      const bool counted = co_await refcounts_.try_increase(c);
-      fits = counted;
-      if (fits) raised.push_back(c);
-    }
-  }
-  if (!fits) {
-    space_.free_unlinked(range);
-    for (const std::uint64_t c : raised) {
-      space_.free_unlinked({HostOffset(c << geometry_.cluster_bits), 1});
-    }
-    co_return false;
-  }
-  cluster.host = host;
-  cluster.placed = true;
-  packer_.append(host, cluster.bytes, receipt);
-  co_return true;
-}
-
-// The new entries, where the old ones lie; neighbours in one write.
-Task<void> Qcow2::link_shared(std::span<const SharedCluster> found,
-                              std::span<const StoredCluster> stored) {
-  struct Change {
-    HostOffset place;
-    Descriptor::Words words;
-  };
-  std::vector<Change> changes;
-  for (std::size_t i = 0; i < found.size(); ++i) {
-    if (stored[i].kind == StoredCluster::Kind::unchanged) continue;
-    const Descriptor fresh =
-        stored[i].kind == StoredCluster::Kind::zero
-            ? Descriptor::zeroes(geometry_)
-            : Descriptor::compressed_at(stored[i].host, stored[i].bytes.size());
-    for (const HostOffset place : found[i].entries) {
-      changes.push_back({place, fresh.encode(geometry_)});
-    }
-  }
-  std::ranges::sort(changes, {}, &Change::place);
-  std::vector<std::byte> bytes;
-  for (std::size_t i = 0; i < changes.size();) {
-    const HostOffset start = changes[i].place;
-    bytes.clear();
-    for (; i < changes.size() && changes[i].place == start + bytes.size(); ++i) {
-      const std::size_t at = bytes.size();
-      bytes.resize(at + geometry_.l2_entry_size);
-      store_be(&bytes[at], changes[i].words.word);
-      if (geometry_.extended_l2) store_be(&bytes[at + 8], changes[i].words.bitmap);
-    }
-    co_await file_->event(Event::l2_update_compressed);
-    co_await file_->write(start, ConstIoVec(std::span<const std::byte>(bytes)));
   }
 }
 

@@ -27,6 +27,16 @@ class References {
   void add(std::uint64_t cluster, std::uint32_t times = 1);
   void add(HostRange range, unsigned cluster_bits, std::uint32_t times = 1);
 
+  /// Calls `use(cluster)` for each that is referenced, in order.
+  template <class F>
+  void for_each(F use) const {
+    for (const auto& [index, chunk] : chunks_) {
+      for (std::uint64_t i = 0; i < chunk_clusters; ++i) {
+        if ((*chunk)[i] != 0) use(index * chunk_clusters + i);
+      }
+    }
+  }
+
   // All of them, each applied to the counts on disk (refcounts.h).
   Task<void> check_raise(Refcounts& counts) const;
   Task<void> raise(Refcounts& counts) const;

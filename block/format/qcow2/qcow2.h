@@ -242,11 +242,15 @@ class Qcow2 : public Driver,
                           std::uint64_t count, std::vector<std::byte>& window);
   Task<std::uint64_t> compress_shared(std::span<const SharedCluster> found, int level);
   Task<void> load_shared(std::span<const SharedCluster> found, Buffer& data);
-  Task<void> place_shared(std::span<const SharedCluster> found, std::span<StoredCluster> stored);
-  Task<bool> place_counted(StoredCluster& cluster, std::uint64_t references,
-                           Packer::Receipt& receipt);
-  Task<void> link_shared(std::span<const SharedCluster> found,
-                         std::span<const StoredCluster> stored);
+
+  // relink.cc
+  struct NewName {
+    HostOffset place;    // of 8 bytes on disk, a multiple of 8
+    std::uint64_t word;  // what they are to say
+  };
+  Task<void> place_shared(std::span<StoredCluster> clusters);
+  Task<void> relink(std::vector<NewName> names, const References& dropped, Event event);
+  Task<void> write_names(std::vector<NewName> names, Event event);
 
   // move_plan.cc, move_clusters.cc, move_tables.cc
   Task<void> count_active_references(MovePlan& plan);
@@ -325,6 +329,7 @@ class Qcow2 : public Driver,
   Task<void> begin_snapshot_operation();
   Task<HostRange> allocate_table(std::uint64_t bytes);
   Task<void> release(const References& dropped);
+  Task<void> release_replaced(const References& dropped);
   Task<void> refresh_copied();
   Task<void> drop_l1_entries(std::uint64_t first);
   Task<HostRange> write_snapshot_table(const SnapshotTable& table);

@@ -149,15 +149,15 @@ Task<void> Refcounts::increase(std::uint64_t cluster) {
   }
 }
 
-Task<bool> Refcounts::try_increase(std::uint64_t cluster) {
+Task<bool> Refcounts::try_increase(std::uint64_t cluster, std::uint64_t references) {
   const HostOffset block = required_block_of(cluster);
   if (block.bytes() == 0) co_return false;
   std::uint64_t index = 0;
   const HostOffset offset = slice_of(block, cluster, &index);
   TableCache::Ref slice = co_await cache_.get(offset);
   const std::uint64_t count = load_count(slice.data(), index);
-  if (count == 0 || count >= max_count()) co_return false;
-  store_count(slice.data(), index, count + 1);
+  if (count == 0 || count > max_count() || max_count() - count < references) co_return false;
+  store_count(slice.data(), index, count + references);
   cache_.mark_dirty(slice);
   co_return true;
 }

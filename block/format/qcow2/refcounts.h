@@ -41,8 +41,9 @@ class Refcounts {
 
   /// Adds 1. Throws Error(EFBIG), with nothing changed, if the count is at its maximum.
   Task<void> increase(std::uint64_t cluster);
-  /// The same for a cluster that must be in use: false if its count is 0 or at its maximum.
-  Task<bool> try_increase(std::uint64_t cluster);
+  /// Adds `references` to the count of a cluster that must be in use: false, with nothing changed,
+  /// if it is 0 or would exceed its maximum.
+  Task<bool> try_increase(std::uint64_t cluster, std::uint64_t references = 1);
 
   /// Subtracts 1 and returns the new count; nothing if it was 0 already (a corrupt image, where
   /// leaking is the safe thing).

@@ -118,19 +118,28 @@ Task<HostRange> Qcow2::allocate_table(std::uint64_t bytes) {
   co_return co_await space_.allocate_contiguous(divide_up(bytes, geometry_.cluster_size));
 }
 
-// Lowers the counts of what nothing on disk refers to any more, and forgets what is free then.
+// Lowers the counts of what nothing on disk refers to any more, where that changes which clusters
+// snapshots share.
 Task<void> Qcow2::release(const References& dropped) {
-  std::vector<std::uint64_t> freed = co_await dropped.lower(refcounts_);
-  co_await commit_counts();
   space_.forget_packing();
+  co_await release_replaced(dropped);
+}
+
+// The same where it does not. Forgets what was there before anything can fail: what is free now,
+// or becomes a hole later, will hold something else.
+Task<void> Qcow2::release_replaced(const References& dropped) {
+  const std::vector<std::uint64_t> freed = co_await dropped.lower(refcounts_);
+  dropped.for_each([this](std::uint64_t cluster) {
+    decoded_.forget({HostOffset(cluster << geometry_.cluster_bits), geometry_.cluster_size});
+  });
+  for (const std::uint64_t cluster : freed) space_.became_free(cluster);
+  co_await commit_counts();
   const std::uint64_t end = file_->size() >> geometry_.cluster_bits;
   for (std::size_t i = 0; i < freed.size();) {
     const std::size_t first = i;
     while (i < freed.size() && freed[i] == freed[first] + (i - first)) ++i;
     const HostRange range{HostOffset(freed[first] << geometry_.cluster_bits),
                           std::uint64_t{i - first} << geometry_.cluster_bits};
-    decoded_.forget(range);
-    for (std::size_t k = first; k < i; ++k) space_.became_free(freed[k]);
     if (settings_.pass_discard_snapshot && freed[i - 1] < end) co_await file_->discard(range);
   }
 }

@@ -5,6 +5,8 @@
 #include <cassert>
 #include <cerrno>
 
+#include <fmt/format.h>
+
 #include "vise/error.h"
 
 namespace vise::qcow2 {
@@ -83,68 +85,86 @@ Task<HostRange> Space::allocate_contiguous(std::uint64_t count) {
 }
 
 // Best fit among the holes, then behind the last extent, then a new cluster.
-Task<HostOffset> Space::allocate_bytes(std::uint64_t length) {
+Task<HostOffset> Space::allocate_bytes(std::uint64_t length, std::uint64_t references) {
   assert(length > 0 && length < geometry_.cluster_size);
   co_await file_.event(Event::cluster_alloc_bytes);
-  for (;;) {
+  std::optional<HostOffset> at;
+  while (!at) {
     const std::optional<HostOffset> hole = holes_.take(length);
     lacks_holes_ = !hole;
     if (!hole) break;
-    const bool shared = co_await share_cluster(cluster_of(*hole));
-    if (shared) co_return *hole;
+    const bool shared = co_await share_cluster(cluster_of(*hole), references);
+    if (shared) at = *hole;
   }
-  const HostOffset at = co_await append_bytes(length);
-  if (at.bytes() >= geometry_.compressed_limit) {
+  if (!at) at = co_await append_bytes(length, references);
+  if (at->bytes() >= geometry_.compressed_limit) {
     throw Error(EFBIG, "compressed data cannot be addressed that far into the image file");
   }
-  co_return at;
+  // The bytes are not free when one of these entries has gone.
+  for (std::uint64_t c = cluster_of(*at); references > 1 && c <= cluster_of(*at + (length - 1));
+       ++c) {
+    session_clusters_.remove(c);
+  }
+  co_return *at;
 }
 
 // Raises the count of a cluster that holds compressed bytes. False if it can hold no more extents,
 // or if clusters have become free meanwhile: it may be one of them, and hold something else by now.
-Task<bool> Space::share_cluster(std::uint64_t cluster) {
+Task<bool> Space::share_cluster(std::uint64_t cluster, std::uint64_t references) {
   const std::uint64_t freed_before = clusters_freed_;
   count_changes(cluster);
-  const bool counted = co_await refcounts_.try_increase(cluster);
+  const bool counted = co_await refcounts_.try_increase(cluster, references);
   count_changes(cluster);
   if (counted && clusters_freed_ != freed_before) {
-    free_unlinked({HostOffset(cluster << geometry_.cluster_bits), 1});
+    free_unlinked({HostOffset(cluster << geometry_.cluster_bits), 1}, references);
     co_return false;
   }
   co_return counted;
 }
 
 // Across the awaits, cursor_ stays what it is unless its cluster is freed, which resets it.
-Task<HostOffset> Space::append_bytes(std::uint64_t length) {
+Task<HostOffset> Space::append_bytes(std::uint64_t length, std::uint64_t references) {
   const std::uint64_t cluster_size = geometry_.cluster_size;
-  const auto room = [&] {
-    return cursor_ ? cluster_size - geometry_.offset_in_cluster(cursor_->bytes()) : 0;
-  };
   std::optional<HostOffset> at;
-  if (length <= room()) {
+  if (cursor_ && length <= cluster_size - geometry_.offset_in_cluster(cursor_->bytes())) {
     const HostOffset candidate = *cursor_;
-    const bool shared = co_await share_cluster(cluster_of(candidate));
+    const bool shared = co_await share_cluster(cluster_of(candidate), references);
     if (shared) at = candidate;
   }
-  if (!at) {
-    const HostRange fresh = co_await allocate_clusters(1);
-    session_clusters_.add(cluster_of(fresh.start));
-    // Behind the cluster of the cursor it continues there, else the rest of that one is left.
-    at = fresh.start;
-    if (length > room() && cursor_ && cursor_->align_down(cluster_size) + cluster_size == *at) {
-      const HostOffset candidate = *cursor_;
-      const bool shared = co_await share_cluster(cluster_of(candidate));
-      if (shared) at = candidate;
-    }
-    const bool leaves_rest = cursor_ && *cursor_ != *at;
-    if (leaves_rest && session_clusters_.contains(cluster_of(*cursor_))) {
-      holes_.add({*cursor_, room()});
-    }
-  }
+  if (!at) at = co_await append_to_fresh(length, references);
   const HostOffset end = *at + length;
   cursor_.reset();
   if (!end.is_aligned(cluster_size)) cursor_ = end;
   co_return *at;
+}
+
+// Behind the cluster of the cursor it continues there, else the rest of that one becomes a hole.
+Task<HostOffset> Space::append_to_fresh(std::uint64_t length, std::uint64_t references) {
+  const std::uint64_t cluster_size = geometry_.cluster_size;
+  const HostRange fresh = co_await allocate_clusters(1);
+  if (references > 1) {
+    count_changes(cluster_of(fresh.start));
+    const bool counted = co_await refcounts_.try_increase(cluster_of(fresh.start), references - 1);
+    if (!counted) {
+      free_unlinked(fresh);
+      throw Error(EFBIG, fmt::format("{} references to one host cluster are too many for refcounts "
+                                     "that end at {}",
+                                     references, refcounts_.max_count()));
+    }
+  }
+  session_clusters_.add(cluster_of(fresh.start));
+  HostOffset at = fresh.start;
+  const auto room = [&] {
+    return cursor_ ? cluster_size - geometry_.offset_in_cluster(cursor_->bytes()) : 0;
+  };
+  if (length > room() && cursor_ && cursor_->align_down(cluster_size) + cluster_size == at) {
+    const HostOffset candidate = *cursor_;
+    const bool shared = co_await share_cluster(cluster_of(candidate), references);
+    if (shared) at = candidate;
+  }
+  const bool leaves_rest = cursor_ && *cursor_ != at && cluster_of(*cursor_) < packing_end_;
+  if (leaves_rest) holes_.add({*cursor_, room()});
+  co_return at;
 }
 
 void Space::free_later(const Descriptor& old, Reason reason) {
@@ -175,10 +195,11 @@ void Space::note(HostRange clusters) const {
   for (std::uint64_t c = cluster_of(clusters.start); c <= last; ++c) changed_->add(c);
 }
 
-void Space::free_unlinked(HostRange clusters) {
+void Space::free_unlinked(HostRange clusters, std::uint64_t references) {
   note(clusters);
-  stable_.push_back({cluster_of(clusters.start), cluster_of(clusters.end() - 1), flights_.next(),
-                     Reason::never_used, HostRange{clusters.start, 0}});
+  const Freed freed{cluster_of(clusters.start), cluster_of(clusters.end() - 1), flights_.next(),
+                    Reason::never_used, HostRange{clusters.start, 0}};
+  stable_.insert(stable_.end(), references, freed);
 }
 
 void Space::became_stable(const std::vector<Freed>& freed) {

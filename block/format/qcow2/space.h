@@ -42,8 +42,9 @@ class Space {
   Task<HostRange> allocate_contiguous(std::uint64_t count);
 
   /// Room for `length` bytes (less than a cluster) of compressed data, packed behind the last ones
-  /// where that is possible; the counts of the host clusters touched are raised. As above.
-  Task<HostOffset> allocate_bytes(std::uint64_t length);
+  /// where that is possible; the counts of the host clusters touched are raised by `references`,
+  /// the number of entries that will name it. As above.
+  Task<HostOffset> allocate_bytes(std::uint64_t length, std::uint64_t references = 1);
 
   /// Where the next compressed bytes go if they fit there: the rest of that host cluster is free.
   std::optional<HostOffset> cursor() const { return cursor_; }
@@ -55,8 +56,9 @@ class Space {
   /// that is stable and every request now in flight has ended.
   void free_later(const Descriptor& old, Reason reason);
   void free_clusters_later(HostRange clusters, Reason reason);
-  /// For space that no entry on disk has ever referenced: it waits for requests only.
-  void free_unlinked(HostRange clusters);
+  /// For space that no entry on disk has ever referenced, counted `references` times: it waits for
+  /// requests only.
+  void free_unlinked(HostRange clusters, std::uint64_t references = 1);
 
   struct Freed {
     std::uint64_t first;   // host cluster
@@ -114,8 +116,9 @@ class Space {
   }
   Task<Refcounts::Run> take_free(std::uint64_t most);
   Task<Refcounts::Run> take_long_run(std::uint64_t count);
-  Task<HostOffset> append_bytes(std::uint64_t length);
-  Task<bool> share_cluster(std::uint64_t cluster);
+  Task<HostOffset> append_bytes(std::uint64_t length, std::uint64_t references);
+  Task<HostOffset> append_to_fresh(std::uint64_t length, std::uint64_t references);
+  Task<bool> share_cluster(std::uint64_t cluster, std::uint64_t references);
   void abandon_cluster(std::uint64_t cluster);
   void count_changes(std::uint64_t cluster) {
     if (watched_ != nullptr) watched_->exclude(cluster);
@@ -137,9 +140,11 @@ class Space {
   // Byte after the last compressed extent, if the next one may go there: inside a host cluster
   // whose count is at least 1.
   std::optional<HostOffset> cursor_;
-  RunSet free_clusters_;     // known to be free, below the scan position
-  RunSet session_clusters_;  // hold compressed clusters that this session alone has written
-  HoleMap holes_;            // inside session_clusters_ and where found_holes() said
+  RunSet free_clusters_;  // known to be free, below the scan position
+  // Hold compressed clusters that this session alone has written, each for one entry: once that is
+  // gone, its bytes are free.
+  RunSet session_clusters_;
+  HoleMap holes_;                           // inside session_clusters_ and where found_holes() said
   std::uint64_t packing_end_ = UINT64_MAX;  // no holes are looked for from that cluster on
   bool lacks_holes_ = false;
   std::uint64_t lost_bytes_ = all_unknown;  // freed and not in holes_, about

@@ -16,6 +16,7 @@ struct Qcow2::StoredCluster {
   std::span<const std::byte> bytes;  // what goes to the host; empty for zero and unchanged
   HostOffset host;                   // once it has space
   HostOffset below{UINT64_MAX};      // stays unchanged if there is no space before this
+  std::uint64_t references = 1;      // entries that will name it
   Descriptor old;                    // moved: its entry
   bool placed = false;
 };

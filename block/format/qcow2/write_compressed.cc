@@ -121,13 +121,13 @@ bool Qcow2::reads_as_zeros(std::uint64_t number, const Descriptor& cluster) cons
 
 Task<void> Qcow2::place(StoredCluster& cluster, Packer::Receipt& receipt) {
   if (cluster.kind == StoredCluster::Kind::compressed) {
-    cluster.host = co_await space_.allocate_bytes(cluster.bytes.size());
+    cluster.host = co_await space_.allocate_bytes(cluster.bytes.size(), cluster.references);
   } else {
     const HostRange space = co_await space_.allocate_clusters(1);
     cluster.host = space.start;
   }
   if (cluster.host >= cluster.below) {
-    space_.free_unlinked({cluster.host, cluster.bytes.size()});
+    space_.free_unlinked({cluster.host, cluster.bytes.size()}, cluster.references);
     cluster.kind = StoredCluster::Kind::unchanged;
     co_return;
   }
