@@ -5,7 +5,6 @@
 
 #include <array>
 
-#include "vise/error.h"
 #include "vise/util/endian.h"
 
 namespace vise::qcow2 {
@@ -100,34 +99,6 @@ TEST(QcowSharedEntriesExtended, SubclustersMustBeCompleteAndTheSame) {
   ASSERT_EQ(found.size(), 1u);
   EXPECT_EQ(found[0].host.bytes(), 5u << 16);
   EXPECT_EQ(found[0].zero, 0xffff0000u);
-}
-
-TEST(QcowSharedTables, EachTableComesOnceWithTheNumberOfItsUses) {
-  const Geometry geometry = make_geometry();
-  SharedTables tables(geometry);
-  tables.add_active({0x10000 | entry_copied, 0x20000, 0});
-  tables.add_snapshot({0, 0x20000, 0x30000});
-  tables.add_snapshot({0, 0x20000, 0x30000, 0x40000});
-  EXPECT_EQ(tables.clusters(), 4u << geometry.l2_bits);
-  ASSERT_EQ(tables.at(0).size(), 1u);
-  EXPECT_TRUE(tables.at(0)[0].is_active_alone());
-  ASSERT_EQ(tables.at(1).size(), 1u);
-  EXPECT_EQ(tables.at(1)[0].offset.bytes(), 0x20000u);
-  EXPECT_EQ(tables.at(1)[0].times, 3u);
-  EXPECT_TRUE(tables.at(1)[0].is_active);
-  EXPECT_FALSE(tables.at(1)[0].is_active_alone());
-  ASSERT_EQ(tables.at(2).size(), 1u);
-  EXPECT_EQ(tables.at(2)[0].times, 2u);
-  EXPECT_FALSE(tables.at(2)[0].is_active);
-  EXPECT_EQ(tables.at(3).size(), 1u);
-  EXPECT_TRUE(tables.at(4).empty());
-}
-
-TEST(QcowSharedTables, AnEntryBetweenClustersIsCorrupt) {
-  const Geometry geometry = make_geometry();
-  SharedTables tables(geometry);
-  tables.add_snapshot({0x10200});
-  EXPECT_THROW(static_cast<void>(tables.at(0)), Error);
 }
 
 }  // namespace

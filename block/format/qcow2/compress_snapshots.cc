@@ -2,12 +2,9 @@
 // once, and all L2 entries that refer to it change where they lie (relink.cc), since nothing
 // becomes more or less shared. Runs drained, some megabytes at a time.
 #include <algorithm>
-#include <cerrno>
 #include <cstring>
 #include <utility>
 #include <vector>
-
-#include <fmt/format.h>
 
 #include "format/qcow2/compress_job.h"
 #include "format/qcow2/l1_tree.h"
@@ -17,13 +14,11 @@
 #include "format/qcow2/snapshot_table.h"
 #include "format/qcow2/stored_cluster.h"
 #include "vise/context.h"
-#include "vise/error.h"
 
 namespace vise::qcow2 {
 
 namespace {
 constexpr std::uint64_t most_at_once = 8u << 20;    // bytes of data in one step
-constexpr std::uint64_t entries_at_once = 512;      // of each L2 table, looked at together
 constexpr std::uint64_t most_entries = 256u << 10;  // looked at in one step, while it is drained
 }  // namespace
 
@@ -31,14 +26,7 @@ Task<void> Qcow2::compress_snapshots(SnapshotStep& step, int level) {
   step.read = step.compressed = 0;
   if (header_.snapshot_count == 0) co_return;
   co_await begin_operation();
-  const SnapshotTable table =
-      co_await SnapshotTable::read(*file_, header_, SnapshotTable::Mode::strict);
-  SharedTables tables(geometry_);
-  tables.add_active(mapping_.l1());
-  for (const Snapshot& snapshot : table.snapshots) {
-    std::vector<std::uint64_t> l1 = co_await snapshot.read_l1(*file_, header_);
-    tables.add_snapshot(std::move(l1));
-  }
+  SharedTables tables = co_await shared_tables();
   step.end = tables.clusters();
   std::vector<SharedCluster> found;
   co_await find_shared(tables, step, found);
@@ -48,43 +36,61 @@ Task<void> Qcow2::compress_snapshots(SnapshotStep& step, int level) {
   step.compressed = compressed;
 }
 
-// From step.next on, until it is enough. What was found before entries that cannot be read comes
-// first: the error is met again.
+Task<SharedTables> Qcow2::shared_tables() {
+  const SnapshotTable table =
+      co_await SnapshotTable::read(*file_, header_, SnapshotTable::Mode::strict);
+  SharedTables tables(*file_, header_, geometry_, mapping_.l1());
+  for (const Snapshot& snapshot : table.snapshots) tables.add(snapshot);
+  co_return tables;
+}
+
+// What lies there is going to be changed where it lies.
+Task<SharedWindow> Qcow2::shared_window(SharedTables& tables, std::uint64_t cluster) {
+  const std::uint64_t index = geometry_.l1_index(cluster);
+  co_await tables.load(index);
+  guard_.telling([&] { return tables.at(index); });
+  SharedWindow window = co_await tables.window(cluster, SharedTables::Wanted::shared);
+  for (const SharedTable& table : window.tables) {
+    if (window.in_snapshot) require_own_place(table.offset);
+  }
+  co_return window;
+}
+
+// The window at step.next. False if it cannot be read, but something was found before it: that
+// comes first, and the error is met again. Else step.next is behind it when that is thrown.
+Task<bool> Qcow2::next_window(SharedTables& tables, SnapshotStep& step, std::size_t found,
+                              SharedWindow& window) {
+  std::exception_ptr failure;
+  try {
+    SharedWindow there = co_await shared_window(tables, step.next);
+    window = std::move(there);
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  if (!failure) co_return true;
+  if (found > 0) co_return false;
+  step.next += tables.window_length(step.next);
+  std::rethrow_exception(failure);
+}
+
+// From step.next on, until it is enough.
 Task<void> Qcow2::find_shared(SharedTables& tables, SnapshotStep& step,
                               std::vector<SharedCluster>& found) {
-  const std::uint64_t per_table = std::uint64_t{1} << geometry_.l2_bits;
   const std::uint64_t enough = std::max<std::uint64_t>(1, most_at_once >> geometry_.cluster_bits);
   SharedEntries entries(geometry_);
-  std::vector<std::byte> window;  // the same entries of all tables
+  SharedWindow window;
   for (std::uint64_t looked = 0; step.next < step.end && looked < most_entries;) {
-    const std::uint64_t index = geometry_.l2_index(step.next);
-    const std::vector<SharedTable> here =
-        guard_.telling([&] { return tables.at(geometry_.l1_index(step.next)); });
-    // Where no snapshot has any, nothing is shared.
-    if (std::ranges::all_of(here, &SharedTable::is_active_alone)) {
-      step.next += per_table - index;
+    const bool readable = co_await next_window(tables, step, found.size(), window);
+    if (!readable) co_return;
+    if (!window.in_snapshot) {
+      step.next += window.count;
       ++looked;
       continue;
     }
-    const std::uint64_t count = std::min(entries_at_once, per_table - index);
-    const std::uint64_t length = count * geometry_.l2_entry_size;
-    std::exception_ptr failure;
-    try {
-      co_await read_entries(here, index, count, window);
-    } catch (...) {
-      failure = std::current_exception();
-    }
-    if (failure) {
-      if (!found.empty()) co_return;
-      step.next += count;
-      std::rethrow_exception(failure);
-    }
-    for (std::uint64_t i = 0; i < count; ++i) {
-      const std::uint64_t at = i * geometry_.l2_entry_size;
-      for (std::size_t t = 0; t < here.size(); ++t) {
-        const HostOffset place = here[t].offset + index * geometry_.l2_entry_size + at;
-        const auto entry = std::span(window).subspan(t * length + at, geometry_.l2_entry_size);
-        guard_.telling([&] { entries.add(here[t], place, entry); });
+    for (std::uint64_t i = 0; i < window.count; ++i) {
+      for (std::size_t t = 0; t < window.tables.size(); ++t) {
+        guard_.telling(
+            [&] { entries.add(window.tables[t], window.place(t, i), window.entry(t, i)); });
       }
       ++step.next;
       for (SharedCluster& cluster : entries.take()) {
@@ -95,21 +101,7 @@ Task<void> Qcow2::find_shared(SharedTables& tables, SnapshotStep& step,
       }
       if (found.size() >= enough) co_return;
     }
-    looked += count * here.size();
-  }
-}
-
-// `count` entries of each table, from `index` on.
-Task<void> Qcow2::read_entries(std::span<const SharedTable> tables, std::uint64_t index,
-                               std::uint64_t count, std::vector<std::byte>& window) {
-  const std::uint64_t length = count * geometry_.l2_entry_size;
-  Buffer bytes(length);
-  window.clear();
-  for (const SharedTable& table : tables) {
-    require_own_place(table.offset);
-    const HostOffset start = table.offset + index * geometry_.l2_entry_size;
-    co_await read_zero_extended(*file_, start, bytes.span());
-    window.insert(window.end(), bytes.data(), bytes.data() + length);
+    looked += window.count * window.tables.size();
   }
 }
 

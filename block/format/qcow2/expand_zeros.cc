@@ -17,8 +17,7 @@
 
 #include "format/qcow2/metadata_io.h"
 #include "format/qcow2/qcow2.h"
-#include "format/qcow2/shared_clusters.h"
-#include "format/qcow2/snapshot_table.h"
+#include "format/qcow2/shared_tables.h"
 #include "format/qcow2/zero_expansion.h"
 #include "vise/error.h"
 #include "vise/util/checked.h"
@@ -48,18 +47,12 @@ struct Qcow2::ZeroEntry {
 };
 
 Task<void> Qcow2::expand_zeros(const std::function<void(double)>& report) {
-  const SnapshotTable snapshots =
-      co_await SnapshotTable::read(*file_, header_, SnapshotTable::Mode::strict);
-  SharedTables tables(geometry_);
-  tables.add_active(mapping_.l1());
-  for (const Snapshot& snapshot : snapshots.snapshots) {
-    std::vector<std::uint64_t> l1 = co_await snapshot.read_l1(*file_, header_);
-    tables.add_snapshot(std::move(l1));
-  }
+  SharedTables tables = co_await shared_tables();
   space_.forget_packing();
-  const std::uint64_t end = tables.clusters() >> geometry_.l2_bits;
+  const std::uint64_t end = tables.l1_entries();
   ZeroExpansion expansion;
   for (std::uint64_t index = 0; index < end; ++index) {
+    co_await tables.load(index);
     const std::vector<SharedTable> here = guard_.telling([&] { return tables.at(index); });
     if (!here.empty()) co_await expand_tables(here, index << geometry_.l2_bits, expansion);
     report(static_cast<double>(index + 1) / static_cast<double>(end));

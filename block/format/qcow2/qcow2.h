@@ -67,6 +67,7 @@ class References;
 class SharedTables;
 struct SharedCluster;
 struct SharedTable;
+struct SharedWindow;
 struct SnapshotTable;
 struct ZeroExpansion;
 
@@ -236,10 +237,12 @@ class Qcow2 : public Driver,
   Task<void> check_standing_still();
 
   // compress_snapshots.cc
+  Task<SharedTables> shared_tables();
+  Task<SharedWindow> shared_window(SharedTables& tables, std::uint64_t cluster);
   Task<void> find_shared(SharedTables& tables, SnapshotStep& step,
                          std::vector<SharedCluster>& found);
-  Task<void> read_entries(std::span<const SharedTable> tables, std::uint64_t index,
-                          std::uint64_t count, std::vector<std::byte>& window);
+  Task<bool> next_window(SharedTables& tables, SnapshotStep& step, std::size_t found,
+                         SharedWindow& window);
   Task<std::uint64_t> compress_shared(std::span<const SharedCluster> found, int level);
   Task<void> load_shared(std::span<const SharedCluster> found, Buffer& data);
 

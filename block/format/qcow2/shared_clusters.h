@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "format/qcow2/descriptor.h"
+#include "format/qcow2/shared_tables.h"
 
 namespace vise::qcow2 {
 
@@ -17,42 +18,6 @@ struct SharedCluster {
   std::uint64_t references = 0;     // its count, if nothing but these entries refers to it
   std::uint32_t zero = 0;           // subclusters that read as zeros whatever it holds
   std::vector<HostOffset> entries;  // where the L2 entries lie, each once
-};
-
-/// An L2 table, and how it is used.
-struct SharedTable {
-  HostOffset offset;
-  std::uint64_t times = 0;  // L1 tables that name it at the same index
-  bool is_active = false;   // one of them is the active one
-
-  bool is_active_alone() const { return is_active && times == 1; }
-};
-
-/// The L1 tables of an image, to be looked up by index.
-class SharedTables {
- public:
-  explicit SharedTables(const Geometry& geometry) : geometry_(geometry) {}
-
-  void add_active(std::vector<std::uint64_t> l1);
-  void add_snapshot(std::vector<std::uint64_t> l1);
-
-  /// Guest clusters that the longest of them covers.
-  std::uint64_t clusters() const { return longest_ << geometry_.l2_bits; }
-
-  /// The L2 tables that entry `index` names, each once.
-  /// Throws Error(EIO) for an entry that is not cluster-aligned.
-  std::vector<SharedTable> at(std::uint64_t index) const;
-
- private:
-  void add(std::vector<std::uint64_t> l1, bool is_active);
-
-  struct L1 {
-    std::vector<std::uint64_t> entries;
-    bool is_active;
-  };
-  const Geometry& geometry_;
-  std::vector<L1> tables_;
-  std::uint64_t longest_ = 0;
 };
 
 /// Sorts the entries that one guest cluster has in several L2 tables by where they point to.
