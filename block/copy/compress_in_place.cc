@@ -53,7 +53,8 @@ class InPlaceCompressor {
   Task<bool> attempt(const DriverStep& step, InPlaceStep what);
   Task<void> compress_disk();
   Task<void> move_once();
-  Task<void> compress_snapshots();
+  Task<void> walk_snapshots(Step kind);
+  Task<void> snapshots_step(Step kind, CompressibleInPlace::SnapshotStep& step);
   Task<void> plan_moves(bool& more);
   Task<void> walk(Step step, GuestOffset end);
   Task<void> spawn_chunks(Step step, GuestOffset end);
@@ -74,6 +75,7 @@ class InPlaceCompressor {
   InPlaceProgress progress_;
   bool stopped_ = false;
   std::vector<GuestRange> left_out_;  // by the walk
+  std::uint64_t unmoved_ = 0;  // bytes, about, of what snapshots hold, left out in this round
   unsigned failures_in_a_row_ = 0;
   // The part of the bar that a walk fills.
   double bar_start_ = 0;
@@ -88,7 +90,7 @@ Task<void> InPlaceCompressor::run() {
   co_await compress_disk();
   bar_start_ = bar_length_;
   bar_length_ = compressing - bar_start_;
-  co_await compress_snapshots();
+  co_await walk_snapshots(Step::compress);
   for (int round = 0; request_.options.compact && round < most_rounds; ++round) {
     co_await checkpoint();
     bool more = false;
@@ -96,13 +98,14 @@ Task<void> InPlaceCompressor::run() {
     co_await whole(plan);
     if (!more) break;
     bar_start_ += bar_length_;
-    bar_length_ = (1 - bar_start_) / 2;
+    bar_length_ = (1 - bar_start_) / 4;
     co_await move_once();
   }
   co_await checkpoint();
   const DriverStep release = [this] { return driver_.release_free_space(); };
   co_await whole(release);
   for (const GuestRange& range : left_out_) progress_.left_out += range.length;
+  progress_.left_out += unmoved_;
   const DriverStep flush = [this] { return image_.flush(); };
   co_await whole(flush);
 }
@@ -132,7 +135,10 @@ Task<void> InPlaceCompressor::plan_moves(bool& more) { more = co_await driver_.p
 // What is left out this time may be part of the next plan.
 Task<void> InPlaceCompressor::move_once() {
   left_out_.clear();
+  unmoved_ = 0;
   co_await walk(Step::move, driver_.end_of_moves());
+  bar_start_ += bar_length_;
+  co_await walk_snapshots(Step::move);
   const DriverStep move_tables = [this] { return driver_.move_tables(); };
   const DriverStep move_drained = [&] { return drained(move_tables); };
   co_await whole(move_drained);
@@ -141,22 +147,33 @@ Task<void> InPlaceCompressor::move_once() {
 }
 
 // What snapshots hold nobody writes to, but the disk shares it, and entries of both change at once.
-Task<void> InPlaceCompressor::compress_snapshots() {
+Task<void> InPlaceCompressor::walk_snapshots(Step kind) {
   CompressibleInPlace::SnapshotStep step;
   do {
     co_await checkpoint();
     const std::uint64_t before = step.next;
-    const DriverStep work = [this, &step, before] {
+    const DriverStep work = [this, kind, &step, before] {
       step.next = before;
-      return driver_.compress_snapshots(step, request_.options.level);
+      return snapshots_step(kind, step);
     };
     const DriverStep work_drained = [&] { return drained(work); };
     const bool done = co_await attempt(work_drained, InPlaceStep::of_a_place);
-    if (!done) progress_.left_out += std::max(step.read, image_.limits().cluster_size);
-    progress_.compressed += step.compressed;
+    const bool moves = kind == Step::move;
+    if (!done) {
+      (moves ? unmoved_ : progress_.left_out) += std::max(step.read, image_.limits().cluster_size);
+    }
+    (moves ? progress_.moved : progress_.compressed) += step.done;
     if (step.end > 0) report(static_cast<double>(step.next) / static_cast<double>(step.end));
     if (request_.control != nullptr) co_await request_.control->pace(step.read, request_.clock);
   } while (step.next < step.end);
+}
+
+Task<void> InPlaceCompressor::snapshots_step(Step kind, CompressibleInPlace::SnapshotStep& step) {
+  if (kind == Step::move) {
+    co_await driver_.move_snapshots(step);
+  } else {
+    co_await driver_.compress_snapshots(step, request_.options.level);
+  }
 }
 
 Task<void> InPlaceCompressor::whole(const DriverStep& step) {

@@ -38,10 +38,10 @@ class CompressibleInPlace {
   /// with the disk, from step.next on, which is 0 at first and has no unit. Where it throws,
   /// step.next has moved on behind what cannot be compressed.
   struct SnapshotStep {
-    std::uint64_t next = 0;        // where to go on
-    std::uint64_t end = 0;         // nothing is left once `next` has got here
-    std::uint64_t read = 0;        // bytes, this time
-    std::uint64_t compressed = 0;  // bytes of these that are compressed now
+    std::uint64_t next = 0;  // where to go on
+    std::uint64_t end = 0;   // nothing is left once `next` has got here
+    std::uint64_t read = 0;  // bytes, this time
+    std::uint64_t done = 0;  // bytes of these that are compressed, or have been moved
   };
   virtual Task<void> compress_snapshots(SnapshotStep& step, int level) = 0;
 
@@ -53,7 +53,10 @@ class CompressibleInPlace {
   /// Moves them to places further to the front, or closer together. Like compress_range() it has
   /// the stretch to itself. Returns the host bytes moved.
   virtual Task<std::uint64_t> move_range(GuestRange range) = 0;
-  /// Called drained: does the same for the image's own tables.
+  /// Called drained, again and again like compress_snapshots(): does the same for what snapshots
+  /// hold, and for their L2 tables.
+  virtual Task<void> move_snapshots(SnapshotStep& step) = 0;
+  /// Called drained: does the same for the image's other tables.
   virtual Task<void> move_tables() = 0;
   /// Guest offset where a walk with find_movable() ends; may lie past the end of the disk.
   virtual GuestOffset end_of_moves() const = 0;

@@ -1,6 +1,7 @@
 """blockdev-compress: an image is compressed where it lies, while clients write to it."""
 import os
 
+from in_place import Scattered, size_of
 from qmp import Daemon
 from vise_iotest import CODECS, KIB, MIB, case, cases, main, mixed_data
 from writer import Writer
@@ -131,6 +132,54 @@ def a_killed_daemon_leaves_what_was_flushed(t, codec, compact):
     t.vise_img("compress", "disk.qcow2")
     t.sound("disk.qcow2")
     t.reads_as("disk.qcow2", "found.raw")
+
+
+@cases(form=["cluster_size=4k", "cluster_size=64k,compression_type=zstd", "cluster_size=64k,extended_l2=on"])
+def snapshots_move_below_a_writer(t, form):
+    image = Scattered(t, form)
+    before, length = image.held()[1:], size_of(t, "a.qcow2")
+    t.vise_img("convert", "-O", "raw", "a.qcow2", "now.raw")
+    daemon = Daemon(t)
+    qmp = daemon.qmp
+    qmp.execute("blockdev-add", qcow2("a"))
+    writer = Writer(t, export(t, daemon, "a"), t.read("now.raw"))
+    writer.wait(5)
+    qmp.execute("blockdev-compress", job_id="j", device="a", compact=True, speed=8 * MIB)
+    writer.wait(60)
+    qmp.execute("block-job-set-speed", device="j", speed=24 * MIB)
+    t.equal(qmp.wait_job("j")["event"], "BLOCK_JOB_COMPLETED")
+    during = size_of(t, "a.qcow2")
+    writer.wait(20)
+    t.write("expected.raw", writer.stop())
+    daemon.quit()
+    t.sound("a.qcow2")
+    t.reads_as("a.qcow2", "expected.raw")
+    t.equal(image.held()[1:], before, "what the snapshots hold, says qemu-img")
+    t.check(during < length * 0.85, f"{length} bytes became {during}")
+
+
+@cases(form=["cluster_size=4k", "cluster_size=64k,compression_type=zstd"])
+def snapshots_survive_when_the_daemon_is_killed(t, form):
+    image = Scattered(t, form)
+    before = image.held()[1:]
+    t.vise_img("convert", "-O", "raw", "a.qcow2", "found.raw")
+    for round in range(4):
+        daemon = Daemon(t, name=f"qmp{round}")
+        daemon.execute("blockdev-add", qcow2("a"))
+        writer = Writer(t, export(t, daemon, "a"), t.read("found.raw"), seed=round)
+        daemon.execute("blockdev-compress", job_id="j", device="a", compact=True)
+        writer.wait((10, 20, 40, 60)[round])
+        daemon.kill()
+        writer.leave()
+        t.path("nbd.sock").unlink(missing_ok=True)
+        t.qemu_img("check", "a.qcow2", code=(0, 3))  # leaks at worst
+        t.vise_img("convert", "-O", "raw", "a.qcow2", "found.raw")
+        t.check(writer.allows(t.read("found.raw")), f"round {round}: the content is not what may be there")
+        t.equal(image.held()[1:], before, f"round {round}: what the snapshots hold")
+    t.vise_img("compress", "--compact", "a.qcow2")
+    t.sound("a.qcow2")
+    t.reads_as("a.qcow2", "found.raw")
+    t.equal(image.held()[1:], before, "what the snapshots hold")
 
 
 @case

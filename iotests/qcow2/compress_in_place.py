@@ -2,6 +2,8 @@
 """`vise-img compress`: the content stays, the file shrinks, whatever happens on the way."""
 from vise_iotest import *
 
+from in_place import as_short_as_can_be, kill_at_moments, size_of
+
 
 def make(t, size, cluster_size, codec="zlib", more="", name="a.qcow2", unit=None, seed=1):
     """An image without compressed clusters, of the bytes in "raw"."""
@@ -9,10 +11,6 @@ def make(t, size, cluster_size, codec="zlib", more="", name="a.qcow2", unit=None
     options = f"cluster_size={cluster_size},compression_type={codec}{more}"
     t.vise_img("convert", "-f", "raw", "-O", "qcow2", "-o", options, "raw", name)
     return name
-
-
-def size_of(t, name):
-    return os.path.getsize(t.path(name))
 
 
 def compressed_clusters(t, name):
@@ -90,6 +88,7 @@ def what_snapshots_hold_is_compressed_too(t, codec, cluster_size):
     # What is left does not shrink: mixed_data() is random for a quarter.
     t.check(plain_clusters(t, image) < plain * 0.45, f"{plain} plain clusters, now {plain_clusters(t, image)}")
     t.check(t.allocated(image) < taken * 0.85, f"{taken} bytes on disk became {t.allocated(image)}")
+    as_short_as_can_be(t, image)
     again = t.vise_img("compress", "--output=json", image).json
     t.equal(again["compressed"], 0, "compressed by a second run")
     t.check(result["compressed"] >= (plain - plain_clusters(t, image)) * cluster_size - MIB, result)
@@ -161,6 +160,7 @@ def snapshots_in_other_forms_of_images(t, more):
     t.sound(image)
     t.equal(held(), before, "what the disk and its snapshots hold")
     t.check("=2" in more or t.allocated(image) < taken * 0.8, f"{taken} bytes became {t.allocated(image)}")
+    as_short_as_can_be(t, image)
 
 
 @case
@@ -268,54 +268,6 @@ def levels_and_the_filter_on_top(t):
         t.reads_as(image, "raw")
         sizes[level] = size_of(t, image)
     t.check(sizes["12"] < sizes["1"] <= sizes["fastest"] * 1.001, sizes)
-
-
-def wait_for_locks(t, image):
-    """The kernel closes the files of a killed process that used io_uring a bit later."""
-    for _ in range(500):
-        result = t.vise_io("-f", "qcow2", image, commands=["length"], code=None)
-        if result.code == 0:
-            return
-        t.check("lock" in result.stderr, result)
-        time.sleep(0.01)
-    raise Failure("the image is still locked 5 s after the process was killed")
-
-
-def kill_at_moments(t, image, moments, check):
-    """Starts `compress` again and again, kills it `moments` times, and lets `check` look between."""
-    shutil.copy(t.path(image), t.path("start.qcow2"))
-    start = time.monotonic()
-    t.vise_img("compress", "-q", "--compact", image)
-    duration = time.monotonic() - start
-    final = size_of(t, image)
-    shutil.copy(t.path("start.qcow2"), t.path(image))
-    random_moment = random.Random(1)
-    finished = killed = 0
-    while killed < moments:
-        process = subprocess.Popen([str(t.tools / "vise-img"), "compress", "-q", "--compact", image],
-                                   cwd=t.dir, env=t.env)
-        try:
-            process.wait(random_moment.uniform(0, duration))
-        except subprocess.TimeoutExpired:
-            process.kill()
-        code = process.wait()
-        wait_for_locks(t, image)
-        t.check(code in (0, -signal.SIGKILL), f"exit status {code}")
-        killed += code != 0
-        if code == 0 or killed % 4 == 0:
-            t.vise_img("check", image, code=(0, 3))
-            check()
-        if killed % 20 == 0 and has("qemu-img"):
-            t.qemu_img("check", image, code=(0, 3))
-        if code == 0:
-            finished += 1
-            t.check(size_of(t, image) <= final * 1.1 + 64 * KIB,
-                    f"{size_of(t, image)} bytes after interruptions, {final} without")
-            shutil.copy(t.path("start.qcow2"), t.path(image))
-            duration *= 0.8  # the machine is faster than it was
-    t.vise_img("compress", "-q", "--compact", image)
-    t.sound(image)
-    check()
 
 
 @case

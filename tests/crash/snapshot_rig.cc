@@ -35,7 +35,13 @@ ImageContent SnapshotRig::read(const Image& image) {
 std::string SnapshotRig::check(const Image& image) {
   Clock clock;
   Disk disk(clock, image, {});
-  return run_on(disk, check_image());
+  return run_on(disk, check_image(Copied::may_be_clear));
+}
+
+std::string SnapshotRig::check_strictly(const Image& image) {
+  Clock clock;
+  Disk disk(clock, image, {});
+  return run_on(disk, check_image(Copied::exact));
 }
 
 Image SnapshotRig::overwrite(const Image& image, std::uint64_t seed) {
@@ -68,11 +74,18 @@ Task<void> SnapshotRig::create_image() {
   co_await graph_.release(node);
 }
 
+std::vector<GuestRange> SnapshotRig::windows_of(const Child& root) const {
+  if (!shape_.windows.empty()) return shape_.windows;
+  return {{GuestOffset(0), root.size()}};
+}
+
 Task<void> SnapshotRig::write_some(Child& root, std::mt19937_64& random, unsigned requests) {
   const std::uint64_t cluster = shape_.cluster_size;
-  const std::uint64_t size = root.size();
+  const std::vector<GuestRange> windows = windows_of(root);
   for (unsigned i = 0; i < requests; ++i) {
-    std::uint64_t from = random() % (size / 512) * 512;
+    const GuestRange window = windows.size() == 1 ? windows[0] : windows[random() % windows.size()];
+    const std::uint64_t size = window.end().bytes();
+    std::uint64_t from = window.start.bytes() + random() % (window.length / 512) * 512;
     std::uint64_t length = std::min(size - from, (random() % (2 * cluster / 512) + 1) * 512);
     const unsigned kind = random() % 6;
     if (kind == 0) {
@@ -81,7 +94,7 @@ Task<void> SnapshotRig::write_some(Child& root, std::mt19937_64& random, unsigne
       continue;
     }
     WriteFlags flags;
-    if (kind < 3) {
+    if (kind < 3 && shape_.compressed_writes) {
       from -= from % cluster;
       length = std::min(cluster, size - from);
       flags.compressed = true;
@@ -109,8 +122,19 @@ Task<void> SnapshotRig::fill_image(std::mt19937_64& random, Sizes sizes) {
 }
 
 Task<Bytes> SnapshotRig::read_disk(Child& root) {
-  Bytes bytes(root.size());
-  if (!bytes.empty()) co_await root.read(GuestOffset(0), IoVec(std::span(bytes)));
+  Bytes bytes;
+  for (const GuestRange& window : windows_of(root)) {
+    const std::size_t start = bytes.size();
+    bytes.resize(start + window.length);
+    const std::span<std::byte> part = std::span(bytes).subspan(start);
+    if (!part.empty()) co_await root.read(window.start, IoVec(part));
+  }
+  Bytes state(shape_.vm_state);
+  if (!state.empty()) {
+    auto& driver = dynamic_cast<HasVmState&>(root.node().driver());
+    co_await driver.load_vm_state(0, IoVec(std::span(state)));
+  }
+  bytes.insert(bytes.end(), state.begin(), state.end());
   co_return bytes;
 }
 
@@ -135,13 +159,14 @@ Task<ImageContent> SnapshotRig::read_content() {
   co_return content;
 }
 
-Task<std::string> SnapshotRig::check_image() {
+Task<std::string> SnapshotRig::check_image(Copied copied) {
   std::unique_ptr<Child> root = co_await open(false, OpenPurpose::check);
   std::string findings;
   std::uint64_t harmless = 0;
   CheckRequest request;
   request.on_finding = [&](const std::string& text) {
-    if (text.find("OFLAG_COPIED") != std::string::npos && text.ends_with("refcount=1")) {
+    if (copied == Copied::may_be_clear && text.find("OFLAG_COPIED") != std::string::npos &&
+        text.ends_with("refcount=1")) {
       ++harmless;
     } else {
       findings += text + "\n";

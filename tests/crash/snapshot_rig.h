@@ -26,6 +26,9 @@ struct Shape {
   std::uint64_t cluster_size;
   std::uint64_t size;  // bytes of the disk
   Value::Dict create_options;
+  std::vector<GuestRange> windows = {};  // where the guest writes and reads; none: everywhere
+  std::uint64_t vm_state = 0;            // bytes of it that are looked at as well
+  bool compressed_writes = true;         // some of them
 
   bool is_version2() const { return create_options.find("compat") != nullptr; }
   /// It is named, but not open: zeros must be kept as if something were below.
@@ -55,8 +58,10 @@ class SnapshotRig {
 
   ImageContent read(const Image& image);
 
-  /// What check finds, but for flags that are clear where they could be set.
+  /// What check finds but leaks, and but for COPIED flags that are clear where they could be set.
   std::string check(const Image& image);
+  /// The latter included.
+  std::string check_strictly(const Image& image);
 
   /// The guest goes on: overwrites a bit of everything.
   Image overwrite(const Image& image, std::uint64_t seed);
@@ -68,15 +73,17 @@ class SnapshotRig {
     return context_.loop().run(std::move(task));
   }
 
+  Task<void> create_image();
   Task<std::unique_ptr<Child>> open(bool writable, OpenPurpose purpose = OpenPurpose::io);
   Task<void> write_some(Child& root, std::mt19937_64& random, unsigned requests);
 
  private:
-  Task<void> create_image();
+  std::vector<GuestRange> windows_of(const Child& root) const;
   Task<void> fill_image(std::mt19937_64& random, Sizes sizes);
   Task<Bytes> read_disk(Child& root);
   Task<ImageContent> read_content();
-  Task<std::string> check_image();
+  enum class Copied { exact, may_be_clear };
+  Task<std::string> check_image(Copied copied);
   Task<void> overwrite_disk(std::uint64_t seed);
 
   const Shape shape_;

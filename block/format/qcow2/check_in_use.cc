@@ -63,6 +63,7 @@ Task<void> Qcow2::give_back_leaks(const CheckInUse& check) {
   }
   if (!any) co_return;
   co_await begin_operation();
+  if (one_is_left) co_await renew_unshared();
   co_await release(leaks);
   if (one_is_left) co_await refresh_copied();
 }

@@ -45,7 +45,7 @@ bool Qcow2::is_uncompressed(const Descriptor& d) const {
 }
 
 Task<GuestRange> Qcow2::find_uncompressed(GuestRange range, std::uint64_t most) {
-  const auto chosen = [this](const Descriptor& d) { return is_uncompressed(d); };
+  const auto chosen = [this](std::uint64_t, const Descriptor& d) { return is_uncompressed(d); };
   FlightRegister::Flight flight(flights_);
   co_return co_await find_clusters(range, most, chosen);
 }

@@ -23,7 +23,7 @@ constexpr std::uint64_t most_entries = 256u << 10;  // looked at in one step, wh
 }  // namespace
 
 Task<void> Qcow2::compress_snapshots(SnapshotStep& step, int level) {
-  step.read = step.compressed = 0;
+  step.read = step.done = 0;
   if (header_.snapshot_count == 0) co_return;
   co_await begin_operation();
   SharedTables tables = co_await shared_tables();
@@ -33,7 +33,7 @@ Task<void> Qcow2::compress_snapshots(SnapshotStep& step, int level) {
   if (found.empty()) co_return;
   step.read = found.size() * geometry_.cluster_size;
   const std::uint64_t compressed = co_await compress_shared(found, level);
-  step.compressed = compressed;
+  step.done = compressed;
 }
 
 Task<SharedTables> Qcow2::shared_tables() {
@@ -132,14 +132,14 @@ Task<std::uint64_t> Qcow2::compress_shared(std::span<const SharedCluster> found,
                                  : Descriptor::compressed_at(cluster.host, cluster.bytes.size());
     const Descriptor::Words words = fresh.encode(geometry_);
     for (const HostOffset place : found[i].entries) {
-      names.push_back({place, words.word});
-      if (geometry_.extended_l2) names.push_back({place + 8, words.bitmap});
+      names.push_back({place, words.word, i});
+      if (geometry_.extended_l2) names.push_back({place + 8, words.bitmap, i});
     }
     dropped.add(found[i].host.bytes() >> geometry_.cluster_bits,
                 static_cast<std::uint32_t>(found[i].references));
     compressed += geometry_.cluster_size;
   }
-  co_await relink(std::move(names), dropped, Event::l2_update_compressed);
+  co_await relink(std::move(names), dropped, Names::l2_entries);
   co_return compressed;
 }
 

@@ -14,6 +14,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string_view>
@@ -126,6 +127,7 @@ class Qcow2 : public Driver,
   Task<GuestRange> find_uncompressed(GuestRange range, std::uint64_t most) override;
   Task<std::uint64_t> compress_range(GuestRange range, int level) override;
   Task<void> compress_snapshots(SnapshotStep& step, int level) override;
+  Task<void> move_snapshots(SnapshotStep& step) override;
   Task<bool> plan_moves() override;
   Task<GuestRange> find_movable(GuestRange range, std::uint64_t most) override;
   Task<std::uint64_t> move_range(GuestRange range) override;
@@ -248,23 +250,60 @@ class Qcow2 : public Driver,
 
   // relink.cc
   struct NewName {
-    HostOffset place;    // of 8 bytes on disk, a multiple of 8
-    std::uint64_t word;  // what they are to say
+    HostOffset place;       // of 8 bytes on disk, a multiple of 8
+    std::uint64_t word;     // what they are to say
+    std::size_t thing = 0;  // the number of what they name; names of one thing belong together
   };
   Task<void> place_shared(std::span<StoredCluster> clusters);
-  Task<void> relink(std::vector<NewName> names, const References& dropped, Event event);
-  Task<void> write_names(std::vector<NewName> names, Event event);
+  enum class Names { l2_entries, l1_entries, others };
+  Task<void> relink(std::vector<NewName> names, const References& dropped, Names kind);
+  Task<void> write_names(std::span<const NewName> names, Names kind);
+  Task<void> reload_names();
 
-  // move_plan.cc, move_clusters.cc, move_tables.cc
-  Task<void> count_active_references(MovePlan& plan);
+  // move_snapshots.cc
+  struct Relocation;  // relocation.h
+  Task<void> find_relocations(SharedTables& tables, SnapshotStep& step,
+                              std::vector<Relocation>& found);
+  void add_relocations(const SharedWindow& window, std::uint64_t i,
+                       std::vector<Relocation>& found) const;
+  Task<bool> are_all_uses(const SharedWindow& window);
+  Task<bool> has_all_references(const Relocation& relocation);
+  Task<void> find_table_relocations(SharedTables& tables, SnapshotStep& step,
+                                    std::vector<Relocation>& found);
+  Task<std::uint64_t> relocate(std::span<const Relocation> found, Names kind);
+  Task<void> load_relocations(std::span<const Relocation> found, std::span<Buffer> bytes);
+  Task<void> move_snapshot_tables();
+  Task<void> move_l1_tables_of_snapshots();
+  Task<void> move_snapshot_table();
+
+  // renew_unshared.cc
+  Task<void> renew_unshared();
+  Task<void> renew_unshared_tables(SharedTables& tables);
+  Task<void> renew_unshared_clusters(SharedTables& tables);
+  Task<void> renew(std::vector<Relocation>& found, HostOffset old, HostOffset name,
+                   std::uint64_t word, Names kind);
+
+  // move_clusters.cc, move_tables.cc, move_bitmaps.cc
+  /// Told of a compressed cluster, and how often L2 entries name it over all L1 tables.
+  using CompressedUse = std::function<void(const Descriptor&, std::uint64_t times)>;
+  Task<void> add_tables(MovePlan& plan);
+  Task<void> for_each_compressed(MovePlan& plan, const CompressedUse& use);
+  void overlay_cached(SharedWindow& window);
+  void use_compressed(const SharedWindow& window, const CompressedUse& use) const;
   Task<Buffer> read_stored(Descriptor cluster);
-  Task<void> load_movable(std::span<const Descriptor> old, std::span<Buffer> bytes);
-  Task<void> move_l2_tables(std::uint64_t boundary);
-  Task<void> move_refcount_blocks(std::uint64_t boundary);
-  Task<void> move_refcount_table(std::uint64_t boundary);
-  Task<void> move_l1_table(std::uint64_t boundary);
-  Task<void> move_bitmaps(std::uint64_t boundary);
-  Task<HostRange> take_run_below(std::uint64_t boundary, std::uint64_t count);
+  Task<void> load_movable(std::uint64_t first, std::span<const Descriptor> old,
+                          std::span<Buffer> bytes);
+  StoredCluster moved_cluster(const Descriptor& old, std::span<std::byte> bytes) const;
+  Task<void> move_l2_tables();
+  Task<void> move_refcount_blocks();
+  Task<void> move_refcount_table();
+  Task<void> move_l1_table();
+  Task<void> move_bitmaps();
+  Task<void> move_bitmap_data(HostRange table);
+  Task<void> move_bitmap_table(HostRange table, HostOffset name);
+  Task<void> move_bitmap_directory();
+  Task<void> reload_bitmap_tables();
+  Task<HostRange> take_run_below(HostOffset limit, std::uint64_t count);
 
   // zero.cc
   // zero_keep, discard_keep: the clusters stay ours, though their content may go

@@ -149,14 +149,16 @@ Task<void> Refcounts::increase(std::uint64_t cluster) {
   }
 }
 
-Task<bool> Refcounts::try_increase(std::uint64_t cluster, std::uint64_t references) {
+Task<bool> Refcounts::try_increase(std::uint64_t cluster, std::uint64_t references,
+                                   std::uint64_t most) {
   const HostOffset block = required_block_of(cluster);
   if (block.bytes() == 0) co_return false;
   std::uint64_t index = 0;
   const HostOffset offset = slice_of(block, cluster, &index);
   TableCache::Ref slice = co_await cache_.get(offset);
   const std::uint64_t count = load_count(slice.data(), index);
-  if (count == 0 || count > max_count() || max_count() - count < references) co_return false;
+  most = std::min(most, max_count());
+  if (count == 0 || count > most || most - count < references) co_return false;
   store_count(slice.data(), index, count + references);
   cache_.mark_dirty(slice);
   co_return true;
@@ -240,6 +242,29 @@ Task<void> Refcounts::lower(std::uint64_t first, std::span<const std::uint32_t> 
     return count - times;
   };
   co_await for_each_count(first, references, subtract);
+}
+
+Task<std::optional<std::uint64_t>> Refcounts::find_free(std::uint64_t first, std::uint64_t end,
+                                                        std::uint64_t count) {
+  const std::uint64_t per_slice = cache_.slice_size() * 8 >> header_.refcount_order;
+  std::uint64_t row = 0;  // clusters before `first` that are free
+  while (first < end && row < count) {
+    const HostOffset block = required_block_of(first);
+    if (block.bytes() == 0) {
+      // Nobody can take clusters there without a block, which takes the first of them.
+      row = 0;
+      first = (first / entries_per_block() + 1) * entries_per_block();
+      continue;
+    }
+    std::uint64_t index = 0;
+    const HostOffset offset = slice_of(block, first, &index);
+    TableCache::Ref slice = co_await cache_.get(offset);
+    for (; index < per_slice && first < end && row < count; ++index, ++first) {
+      row = load_count(slice.data(), index) == 0 ? row + 1 : 0;
+    }
+  }
+  if (row < count) co_return std::nullopt;
+  co_return first - count;
 }
 
 Task<std::uint64_t> Refcounts::take_run(std::uint64_t first, std::uint64_t most) {

@@ -42,8 +42,9 @@ class Refcounts {
   /// Adds 1. Throws Error(EFBIG), with nothing changed, if the count is at its maximum.
   Task<void> increase(std::uint64_t cluster);
   /// Adds `references` to the count of a cluster that must be in use: false, with nothing changed,
-  /// if it is 0 or would exceed its maximum.
-  Task<bool> try_increase(std::uint64_t cluster, std::uint64_t references = 1);
+  /// if it is 0 or would exceed its maximum or `most`.
+  Task<bool> try_increase(std::uint64_t cluster, std::uint64_t references = 1,
+                          std::uint64_t most = UINT64_MAX);
 
   /// Subtracts 1 and returns the new count; nothing if it was 0 already (a corrupt image, where
   /// leaking is the safe thing).
@@ -65,7 +66,12 @@ class Refcounts {
     std::uint64_t count;
   };
   Task<Run> take_free(std::uint64_t most);
-  /// The same from exactly `first` on; 0 if that one is not free. Leaves the scan position.
+  /// The first of `count` clusters in a row with count 0, all in [first, end); nothing if there are
+  /// none.
+  Task<std::optional<std::uint64_t>> find_free(std::uint64_t first, std::uint64_t end,
+                                               std::uint64_t count);
+  /// Like take_free(), from exactly `first` on; 0 if that one is not free. Leaves the scan
+  /// position.
   Task<std::uint64_t> take_run(std::uint64_t first, std::uint64_t most);
 
   /// Takes `count` clusters in a row behind a new, longer table, which comes with the blocks that

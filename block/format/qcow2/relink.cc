@@ -20,7 +20,15 @@
 
 namespace vise::qcow2 {
 
-// Space and data, stable with their counts. What gets no space stays unchanged.
+namespace {
+// Their names are written one soon after the other: what has only some of its new names when the
+// process is killed is no longer shared, and takes its space twice from then on.
+constexpr std::size_t things_at_once = 8;
+}  // namespace
+
+// Space and data, stable with their counts. What gets no space stays unchanged. With narrow
+// refcounts, host clusters that are full would not allow a snapshot to be applied any more, which
+// counts what it holds once more.
 Task<void> Qcow2::place_shared(std::span<StoredCluster> clusters) {
   Packer::Receipt receipt;
   std::exception_ptr failure;
@@ -29,11 +37,14 @@ Task<void> Qcow2::place_shared(std::span<StoredCluster> clusters) {
   try {
     co_await ticket.turn();
     for (StoredCluster& cluster : clusters) {
-      if (cluster.kind == StoredCluster::Kind::compressed) co_await place(cluster, receipt);
+      const bool needs_space = cluster.kind == StoredCluster::Kind::compressed ||
+                               cluster.kind == StoredCluster::Kind::moved;
+      cluster.leaves_room = true;
+      if (needs_space) co_await place(cluster, receipt);
     }
     ticket.pass();
     co_await packer_.written(receipt);
-    co_await commit_counts();
+    if (rules_.data_before_names) co_await commit_counts();
   } catch (...) {
     failure = std::current_exception();
   }
@@ -47,25 +58,53 @@ Task<void> Qcow2::place_shared(std::span<StoredCluster> clusters) {
   std::rethrow_exception(failure);
 }
 
-// `dropped` is what the old names referred to.
-Task<void> Qcow2::relink(std::vector<NewName> names, const References& dropped, Event event) {
+// `dropped` is what the old names referred to. If anything fails, the disk may name the old places
+// or the new ones, and both stay counted.
+Task<void> Qcow2::relink(std::vector<NewName> names, const References& dropped, Names kind) {
+  if (names.empty()) co_return;
+  std::ranges::sort(names, {}, [](const NewName& name) {
+    return std::pair(name.thing / things_at_once, name.place);
+  });
   std::exception_ptr failure;
   try {
-    co_await write_names(std::move(names), event);
-    co_await file_->flush();
+    co_await write_names(names, kind);
+    if (rules_.names_before_free) co_await file_->flush();
   } catch (...) {
     failure = std::current_exception();
   }
-  // After a failure the disk may name the old places or the new ones: both stay counted.
-  std::vector<std::uint64_t> l1 = mapping_.l1();
-  mapping_.replace(std::move(l1));
+  if (failure || kind != Names::l2_entries) {
+    co_await reload_names();
+  } else {
+    std::vector<std::uint64_t> l1 = mapping_.l1();
+    mapping_.replace(std::move(l1));
+  }
   if (failure) std::rethrow_exception(failure);
+  require_running();
   co_await release_replaced(dropped);
 }
 
+// What memory knows of the names becomes what the disk says, before anybody is given the space that
+// is free now. If that cannot be read, nothing more is written.
+Task<void> Qcow2::reload_names() {
+  try {
+    Buffer bytes(header_.l1_table().length);
+    co_await read_padded(*file_, header_.l1_offset, bytes.span());
+    std::vector<std::uint64_t> l1(header_.l1_entries);
+    for (std::size_t i = 0; i < l1.size(); ++i) {
+      l1[i] = load_be<std::uint64_t>(bytes.data() + i * 8);
+    }
+    mapping_.replace(std::move(l1));
+    const SnapshotTable table =
+        co_await SnapshotTable::read(*file_, header_, SnapshotTable::Mode::strict);
+    co_await guard_snapshots(table);
+    if (header_.bitmaps) co_await reload_bitmap_tables();
+  } catch (const Error&) {
+    stopped_ = true;
+  }
+}
+
 // Neighbours in one write.
-Task<void> Qcow2::write_names(std::vector<NewName> names, Event event) {
-  std::ranges::sort(names, {}, &NewName::place);
+Task<void> Qcow2::write_names(std::span<const NewName> names, Names kind) {
   std::vector<std::byte> bytes;
   for (std::size_t i = 0; i < names.size();) {
     const HostOffset start = names[i].place;
@@ -74,7 +113,8 @@ Task<void> Qcow2::write_names(std::vector<NewName> names, Event event) {
       bytes.resize(bytes.size() + 8);
       store_be(&bytes[bytes.size() - 8], names[i].word);
     }
-    co_await file_->event(event);
+    if (kind == Names::l2_entries) co_await file_->event(Event::l2_update_compressed);
+    if (kind == Names::l1_entries) co_await file_->event(Event::l1_update);
     co_await file_->write(start, ConstIoVec(std::span<const std::byte>(bytes)));
   }
 }

@@ -57,6 +57,7 @@ class EntryDecoder {
     decode_extra(s, in.take(extra_size));
     s.id = as_string(in.take(id_size));
     s.name = as_string(in.take(name_size));
+    s.position = start;
     table_.length = start + in.position();
     table_.snapshots.push_back(std::move(s));
     return true;

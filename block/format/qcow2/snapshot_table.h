@@ -34,6 +34,7 @@ struct Snapshot {
   std::uint64_t virtual_size = 0;   // bytes of the disk then
   std::uint64_t icount = no_icount;
   std::vector<std::byte> unknown_extra;  // what follows the extra data we know, kept verbatim
+  std::uint64_t position = 0;            // of the entry in the table that was read, bytes
 
   HostRange l1_table() const { return {l1_offset, std::uint64_t{l1_entries} * 8}; }
 

@@ -51,6 +51,21 @@ Task<HostRange> Space::allocate_clusters(std::uint64_t most) {
                       run.count << geometry_.cluster_bits};
 }
 
+Task<HostOffset> Space::allocate_cluster(std::uint64_t references) {
+  const HostRange fresh = co_await allocate_clusters(1);
+  if (references > 1) {
+    const bool counted = co_await refcounts_.try_increase(cluster_of(fresh.start), references - 1);
+    if (!counted) {
+      free_unlinked(fresh);
+      throw Error(EFBIG, fmt::format("{} references to one host cluster are too many for refcounts "
+                                     "that end at {}",
+                                     references, refcounts_.max_count()));
+    }
+    count_changes(cluster_of(fresh.start));
+  }
+  co_return fresh.start;
+}
+
 Task<Refcounts::Run> Space::take_long_run(std::uint64_t count) {
   const Refcounts::Run run = co_await refcounts_.take_behind_new_table(count);
   const HostRange range{HostOffset(run.first << geometry_.cluster_bits),
@@ -85,7 +100,7 @@ Task<HostRange> Space::allocate_contiguous(std::uint64_t count) {
 }
 
 // Best fit among the holes, then behind the last extent, then a new cluster.
-Task<HostOffset> Space::allocate_bytes(std::uint64_t length, std::uint64_t references) {
+Task<HostOffset> Space::allocate_bytes(std::uint64_t length, Sharing sharing) {
   assert(length > 0 && length < geometry_.cluster_size);
   co_await file_.event(Event::cluster_alloc_bytes);
   std::optional<HostOffset> at;
@@ -93,16 +108,16 @@ Task<HostOffset> Space::allocate_bytes(std::uint64_t length, std::uint64_t refer
     const std::optional<HostOffset> hole = holes_.take(length);
     lacks_holes_ = !hole;
     if (!hole) break;
-    const bool shared = co_await share_cluster(cluster_of(*hole), references);
+    const bool shared = co_await share_cluster(cluster_of(*hole), sharing);
     if (shared) at = *hole;
   }
-  if (!at) at = co_await append_bytes(length, references);
+  if (!at) at = co_await append_bytes(length, sharing);
   if (at->bytes() >= geometry_.compressed_limit) {
     throw Error(EFBIG, "compressed data cannot be addressed that far into the image file");
   }
   // The bytes are not free when one of these entries has gone.
-  for (std::uint64_t c = cluster_of(*at); references > 1 && c <= cluster_of(*at + (length - 1));
-       ++c) {
+  const std::uint64_t last = cluster_of(*at + (length - 1));
+  for (std::uint64_t c = cluster_of(*at); sharing.references > 1 && c <= last; ++c) {
     session_clusters_.remove(c);
   }
   co_return *at;
@@ -110,28 +125,28 @@ Task<HostOffset> Space::allocate_bytes(std::uint64_t length, std::uint64_t refer
 
 // Raises the count of a cluster that holds compressed bytes. False if it can hold no more extents,
 // or if clusters have become free meanwhile: it may be one of them, and hold something else by now.
-Task<bool> Space::share_cluster(std::uint64_t cluster, std::uint64_t references) {
+Task<bool> Space::share_cluster(std::uint64_t cluster, Sharing sharing) {
   const std::uint64_t freed_before = clusters_freed_;
   count_changes(cluster);
-  const bool counted = co_await refcounts_.try_increase(cluster, references);
+  const bool counted = co_await refcounts_.try_increase(cluster, sharing.references, sharing.most);
   count_changes(cluster);
   if (counted && clusters_freed_ != freed_before) {
-    free_unlinked({HostOffset(cluster << geometry_.cluster_bits), 1}, references);
+    free_unlinked({HostOffset(cluster << geometry_.cluster_bits), 1}, sharing.references);
     co_return false;
   }
   co_return counted;
 }
 
 // Across the awaits, cursor_ stays what it is unless its cluster is freed, which resets it.
-Task<HostOffset> Space::append_bytes(std::uint64_t length, std::uint64_t references) {
+Task<HostOffset> Space::append_bytes(std::uint64_t length, Sharing sharing) {
   const std::uint64_t cluster_size = geometry_.cluster_size;
   std::optional<HostOffset> at;
   if (cursor_ && length <= cluster_size - geometry_.offset_in_cluster(cursor_->bytes())) {
     const HostOffset candidate = *cursor_;
-    const bool shared = co_await share_cluster(cluster_of(candidate), references);
+    const bool shared = co_await share_cluster(cluster_of(candidate), sharing);
     if (shared) at = candidate;
   }
-  if (!at) at = co_await append_to_fresh(length, references);
+  if (!at) at = co_await append_to_fresh(length, sharing);
   const HostOffset end = *at + length;
   cursor_.reset();
   if (!end.is_aligned(cluster_size)) cursor_ = end;
@@ -139,27 +154,16 @@ Task<HostOffset> Space::append_bytes(std::uint64_t length, std::uint64_t referen
 }
 
 // Behind the cluster of the cursor it continues there, else the rest of that one becomes a hole.
-Task<HostOffset> Space::append_to_fresh(std::uint64_t length, std::uint64_t references) {
+Task<HostOffset> Space::append_to_fresh(std::uint64_t length, Sharing sharing) {
   const std::uint64_t cluster_size = geometry_.cluster_size;
-  const HostRange fresh = co_await allocate_clusters(1);
-  if (references > 1) {
-    count_changes(cluster_of(fresh.start));
-    const bool counted = co_await refcounts_.try_increase(cluster_of(fresh.start), references - 1);
-    if (!counted) {
-      free_unlinked(fresh);
-      throw Error(EFBIG, fmt::format("{} references to one host cluster are too many for refcounts "
-                                     "that end at {}",
-                                     references, refcounts_.max_count()));
-    }
-  }
-  session_clusters_.add(cluster_of(fresh.start));
-  HostOffset at = fresh.start;
+  HostOffset at = co_await allocate_cluster(sharing.references);
+  session_clusters_.add(cluster_of(at));
   const auto room = [&] {
     return cursor_ ? cluster_size - geometry_.offset_in_cluster(cursor_->bytes()) : 0;
   };
   if (length > room() && cursor_ && cursor_->align_down(cluster_size) + cluster_size == at) {
     const HostOffset candidate = *cursor_;
-    const bool shared = co_await share_cluster(cluster_of(candidate), references);
+    const bool shared = co_await share_cluster(cluster_of(candidate), sharing);
     if (shared) at = candidate;
   }
   const bool leaves_rest = cursor_ && *cursor_ != at && cluster_of(*cursor_) < packing_end_;

@@ -21,12 +21,15 @@
 
 namespace vise::qcow2 {
 
-/// The write-order rules of commit.cc, each of which the crash tests take out to see them fail.
+/// The write-order rules of commit.cc and, the last two, of relink.cc, each of which the crash
+/// tests take out to see them fail.
 struct OrderRules {
   bool data_before_l2 = true;  // with the counts: one sync serves both
   bool counts_before_l2 = true;
   bool unlink_before_free = true;
   bool quarantine = true;
+  bool data_before_names = true;  // with the counts
+  bool names_before_free = true;
 };
 
 class Space {
@@ -38,13 +41,21 @@ class Space {
   /// (util/request_order.h), or nobody else allocates.
   Task<HostRange> allocate_clusters(std::uint64_t most);
 
+  /// One cluster that so many entries will name. Throws Error(EFBIG) if a count cannot hold them.
+  /// As above.
+  Task<HostOffset> allocate_cluster(std::uint64_t references);
+
   /// Exactly `count` contiguous clusters, for tables.
   Task<HostRange> allocate_contiguous(std::uint64_t count);
 
   /// Room for `length` bytes (less than a cluster) of compressed data, packed behind the last ones
-  /// where that is possible; the counts of the host clusters touched are raised by `references`,
-  /// the number of entries that will name it. As above.
-  Task<HostOffset> allocate_bytes(std::uint64_t length, std::uint64_t references = 1);
+  /// where that is possible; the counts of the host clusters touched are raised. As above.
+  struct Sharing {
+    std::uint64_t references = 1;  // entries that will name the bytes
+    std::uint64_t most =
+        UINT64_MAX;  // no more are added to a host cluster that counts so many then
+  };
+  Task<HostOffset> allocate_bytes(std::uint64_t length, Sharing sharing);
 
   /// Where the next compressed bytes go if they fit there: the rest of that host cluster is free.
   std::optional<HostOffset> cursor() const { return cursor_; }
@@ -116,9 +127,9 @@ class Space {
   }
   Task<Refcounts::Run> take_free(std::uint64_t most);
   Task<Refcounts::Run> take_long_run(std::uint64_t count);
-  Task<HostOffset> append_bytes(std::uint64_t length, std::uint64_t references);
-  Task<HostOffset> append_to_fresh(std::uint64_t length, std::uint64_t references);
-  Task<bool> share_cluster(std::uint64_t cluster, std::uint64_t references);
+  Task<HostOffset> append_bytes(std::uint64_t length, Sharing sharing);
+  Task<HostOffset> append_to_fresh(std::uint64_t length, Sharing sharing);
+  Task<bool> share_cluster(std::uint64_t cluster, Sharing sharing);
   void abandon_cluster(std::uint64_t cluster);
   void count_changes(std::uint64_t cluster) {
     if (watched_ != nullptr) watched_->exclude(cluster);

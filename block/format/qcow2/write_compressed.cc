@@ -121,9 +121,19 @@ bool Qcow2::reads_as_zeros(std::uint64_t number, const Descriptor& cluster) cons
 
 Task<void> Qcow2::place(StoredCluster& cluster, Packer::Receipt& receipt) {
   if (cluster.kind == StoredCluster::Kind::compressed) {
-    cluster.host = co_await space_.allocate_bytes(cluster.bytes.size(), cluster.references);
+    const std::uint64_t most = cluster.leaves_room ? refcounts_.max_count() / 2 : UINT64_MAX;
+    const Space::Sharing sharing{cluster.references, most};
+    cluster.host = co_await space_.allocate_bytes(cluster.bytes.size(), sharing);
+  } else if (cluster.bytes.size() <= geometry_.cluster_size) {
+    cluster.host = co_await space_.allocate_cluster(cluster.references);
   } else {
-    const HostRange space = co_await space_.allocate_clusters(1);
+    // A table. It is never moved onto itself.
+    const HostRange space =
+        co_await take_run_below(cluster.below, cluster.bytes.size() >> geometry_.cluster_bits);
+    if (space.empty()) {
+      cluster.kind = StoredCluster::Kind::unchanged;
+      co_return;
+    }
     cluster.host = space.start;
   }
   if (cluster.host >= cluster.below) {
