@@ -34,7 +34,7 @@ def images(t):
     ["break l2_update A", "remove_break A", "write 0 512"],
     ["resume A", "remove_break A", "break nothing A", "break", "wait_break", "resume", "break A"],
     ["break write_aio A", "break write_aio A", "aio_write 0 512", "wait_break A",
-     "aio_write 128k 512", "resume A", "sleep 50", "resume A", "aio_flush"],
+     "aio_write 128k 512", "resume A", "sleep 400", "resume A", "aio_flush"],
 ])
 def breakpoints_print_the_same(t, commands):
     images(t)
