@@ -10,6 +10,7 @@
 
 #include "codec/codec.h"
 #include "copy/slot_holder.h"
+#include "graph/drained.h"
 #include "graph/exclusive.h"
 #include "vise/error.h"
 #include "vise/graph.h"
@@ -209,16 +210,7 @@ Task<void> InPlaceCompressor::drained(const DriverStep& step) {
     AsyncMutex::Guard taken = co_await request_.turn->lock();
     turn = std::move(taken);
   }
-  const std::shared_ptr<Node> node = image_.shared_node();
-  co_await node->drain_begin();
-  std::exception_ptr failure;
-  try {
-    co_await step();
-  } catch (...) {
-    failure = std::current_exception();
-  }
-  node->drain_end();
-  if (failure) std::rethrow_exception(failure);
+  co_await while_drained(image_.node(), step);
 }
 
 Task<void> InPlaceCompressor::walk(Step step, GuestOffset end) {

@@ -6,6 +6,7 @@
 #include <cerrno>
 #include <utility>
 
+#include "graph/drained.h"
 #include "graph/tracking.h"
 #include "vise/error.h"
 
@@ -98,16 +99,8 @@ Task<void> remove_bitmap(Node& node, std::string name) {
   const NodeBitmap& found = get_bitmap(node, name);
   BitmapStore* store = found.persistent ? store_of(node) : nullptr;
   if (store != nullptr) {
-    const std::shared_ptr<Node> self = node.shared_from_this();
-    co_await node.drain_begin();
-    std::exception_ptr failure;
-    try {
-      co_await store->remove_stored(name);
-    } catch (...) {
-      failure = std::current_exception();
-    }
-    node.drain_end();
-    if (failure) std::rethrow_exception(failure);
+    const auto remove = [&] { return store->remove_stored(name); };
+    co_await while_drained(node, remove);
   }
   BitmapSet& set = bitmaps_of(node);
   const NodeBitmap* left = set.find(name);

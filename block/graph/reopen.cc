@@ -5,6 +5,7 @@
 #include <string>
 #include <utility>
 
+#include "graph/drained.h"
 #include "graph/internals.h"
 #include "vise/error.h"
 
@@ -86,18 +87,10 @@ Task<void> Graph::reopen(Node& node, bool read_only) {
                                     "read-only",
                                     node.name()));
   }
-  const std::shared_ptr<Node> self = node.shared_from_this();
   std::vector<Node*> nodes;
   collect(node, read_only, nodes);
-  co_await node.drain_begin();
-  std::exception_ptr failure;
-  try {
-    co_await Internals::switch_nodes(nodes, read_only);
-  } catch (...) {
-    failure = std::current_exception();
-  }
-  node.drain_end();
-  if (failure) std::rethrow_exception(failure);
+  const auto work = [&] { return Internals::switch_nodes(nodes, read_only); };
+  co_await while_drained(node, work);
 }
 
 }  // namespace vise

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "graph/drained.h"
 #include "vise/error.h"
 
 namespace vise {
@@ -119,19 +120,6 @@ Node& above_job_filters(Node& node) {
     if (found == top->parents().end()) return *top;
     top = (*found)->parent();
   }
-}
-
-Task<void> while_drained(Node& node, const std::function<Task<void>()>& work) {
-  const std::shared_ptr<Node> self = node.shared_from_this();
-  co_await node.drain_begin();
-  std::exception_ptr failure;
-  try {
-    co_await work();
-  } catch (...) {
-    failure = std::current_exception();
-  }
-  node.drain_end();
-  if (failure) std::rethrow_exception(failure);
 }
 
 Task<std::unique_ptr<PlacedFilter>> PlacedFilter::place(Node& below, const DriverType& type,

@@ -91,7 +91,4 @@ Task<void> move_users(Node& from, const std::shared_ptr<Node>& to, const Child* 
 /// `node`, or the uppermost filter that jobs have put above it: where others come in.
 Node& above_job_filters(Node& node);
 
-/// Runs `work` while nothing from above reaches `node`.
-Task<void> while_drained(Node& node, const std::function<Task<void>()>& work);
-
 }  // namespace vise

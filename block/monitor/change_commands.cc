@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "copy/chain_source.h"
+#include "graph/drained.h"
 #include "graph/tracking.h"
 #include "job/job_filter.h"
 #include "monitor/commands.h"

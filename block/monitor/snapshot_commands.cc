@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "copy/chain_source.h"
+#include "graph/drained.h"
 #include "job/job_filter.h"
 #include "monitor/commands.h"
 #include "monitor/job_settings.h"

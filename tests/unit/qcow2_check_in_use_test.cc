@@ -10,6 +10,7 @@
 
 #include "format/qcow2/qcow2.h"
 #include "format/qcow2/refcount_packing.h"
+#include "graph/drained.h"
 #include "qcow2_file_fixture.h"
 #include "vise/driver_table.h"
 #include "vise/filter.h"
@@ -130,16 +131,7 @@ class CheckInUseTest : public QcowFileTest {
     }
   }
   Task<void> drained(std::function<Task<void>()> step) {
-    const std::shared_ptr<Node> node = root_->shared_node();
-    co_await node->drain_begin();
-    std::exception_ptr failure;
-    try {
-      co_await step();
-    } catch (...) {
-      failure = std::current_exception();
-    }
-    node->drain_end();
-    if (failure) std::rethrow_exception(failure);
+    co_await while_drained(root_->node(), std::move(step));
   }
   Task<void> check_in_use(unsigned writers) {
     co_await drained([this] { return image().begin_compressing(); });

@@ -10,6 +10,7 @@
 #include <random>
 
 #include "copy/compress_in_place.h"
+#include "graph/drained.h"
 #include "qcow2_file_fixture.h"
 #include "tools/common/snapshots.h"
 #include "vise/image_operations.h"
@@ -100,7 +101,7 @@ class Qcow2SnapshotModel : public QcowFileTest, public testing::WithParamInterfa
     for (const auto& [name, content] : snapshots_) {
       with_image(true, [&, &name = name, &content = content](Child& root) {
         const auto view = [&] { return driver(root).view_snapshot({.name = name}); };
-        run(tools::while_drained(root.node(), view));
+        run(while_drained(root.node(), view));
         expect_content(root, content, name);
       });
     }
@@ -146,17 +147,17 @@ class Qcow2SnapshotModel : public QcowFileTest, public testing::WithParamInterfa
   void take(Child& root) {
     const std::string name = "s" + std::to_string(++made_);
     const auto work = [&] { return driver(root).create_snapshot({.name = name}); };
-    run(tools::while_drained(root.node(), work));
+    run(while_drained(root.node(), work));
     snapshots_[name] = disk_;
   }
   void apply(Child& root, const std::string& name) {
     const auto work = [&] { return driver(root).apply_snapshot({.name = name}); };
-    run(tools::while_drained(root.node(), work));
+    run(while_drained(root.node(), work));
     disk_ = snapshots_[name];
   }
   void remove(Child& root, const std::string& name) {
     const auto work = [&] { return driver(root).delete_snapshot({.name = name}); };
-    run(tools::while_drained(root.node(), work));
+    run(while_drained(root.node(), work));
     snapshots_.erase(name);
   }
 
@@ -166,7 +167,7 @@ class Qcow2SnapshotModel : public QcowFileTest, public testing::WithParamInterfa
     request.options.set("compat", version_ == 2 ? "0.10" : "1.1");
     auto& driver = *tools::find_interface<Amendable>(root.node());
     const auto work = [&] { return driver.amend(std::move(request)); };
-    run(tools::while_drained(root.node(), work));
+    run(while_drained(root.node(), work));
   }
 
   void write(Child& root) {

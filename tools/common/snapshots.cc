@@ -5,6 +5,7 @@
 #include <cerrno>
 #include <utility>
 
+#include "graph/drained.h"
 #include "util/keyval.h"
 #include "vise/error.h"
 

@@ -20,22 +20,6 @@ Interface* find_interface(Node& node) {
   }
 }
 
-/// Runs `body` with the node drained: nobody else has requests in flight, and what was held back is
-/// written. `body` and what it captures outlive the task it gives.
-template <class Body>
-Task<void> while_drained(Node& node, Body body) {
-  co_await node.drain_begin();
-  std::exception_ptr failure;
-  try {
-    Task<void> work = body();
-    co_await std::move(work);
-  } catch (...) {
-    failure = std::current_exception();
-  }
-  node.drain_end();
-  if (failure) std::rethrow_exception(failure);
-}
-
 /// "snapshot.id=…,snapshot.name=…", or a word tried as ID, then as name.
 SnapshotSelector snapshot_selector(const std::string& text);
 

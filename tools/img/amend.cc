@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "format/formats.h"
+#include "graph/drained.h"
 #include "tools/common/creation.h"
 #include "tools/common/long_work.h"
 #include "tools/common/open.h"

@@ -8,6 +8,7 @@
 
 #include "codec/codec.h"
 #include "copy/copy.h"
+#include "graph/drained.h"
 #include "tools/common/long_work.h"
 #include "tools/common/open.h"
 #include "tools/common/shared_options.h"

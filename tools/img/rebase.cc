@@ -10,6 +10,7 @@
 #include "codec/codec.h"
 #include "copy/difference_copy.h"
 #include "format/formats.h"
+#include "graph/drained.h"
 #include "tools/common/long_work.h"
 #include "tools/common/open.h"
 #include "tools/common/shared_options.h"

@@ -5,6 +5,7 @@
 #include <ctime>
 #include <utility>
 
+#include "graph/drained.h"
 #include "tools/common/long_work.h"
 #include "tools/common/open.h"
 #include "tools/common/shared_options.h"

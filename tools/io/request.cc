@@ -7,6 +7,7 @@
 #include <cstring>
 #include <numeric>
 
+#include "graph/drained.h"
 #include "tools/common/snapshots.h"
 #include "vise/child.h"
 #include "vise/error.h"
