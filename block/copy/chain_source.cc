@@ -2,21 +2,11 @@
 
 #include <utility>
 
+#include "graph/chain.h"
 #include "util/clean_up.h"
 #include "vise/error.h"
 
 namespace vise {
-
-Node& image_of(Node& node) {
-  Node* image = &node;
-  while (const Child* below = image->filtered_child()) image = &below->node();
-  return *image;
-}
-
-Node* backing_of(Node& node) {
-  const Child* backing = image_of(node).backing_child();
-  return backing != nullptr ? &backing->node() : nullptr;
-}
 
 Task<std::unique_ptr<ChainSource>> ChainSource::open(Node& top, Node* base, std::string user,
                                                      Sharing sharing) {

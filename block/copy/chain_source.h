@@ -54,9 +54,4 @@ class ChainSource {
   std::shared_ptr<Node> base_;
 };
 
-/// The image below `node` that its content comes from, filters aside: `node` itself if it is none.
-Node& image_of(Node& node);
-/// The node that supplies what that image does not have; null: none.
-Node* backing_of(Node& node);
-
 }  // namespace vise

@@ -6,6 +6,7 @@
 #include <iterator>
 #include <utility>
 
+#include "graph/chain.h"
 #include "vise/error.h"
 #include "vise/graph.h"
 #include "vise/util/checked.h"
@@ -15,12 +16,6 @@ namespace vise {
 namespace {
 
 constexpr std::uint64_t sector_size = 512;
-
-const Node& without_filters(const Node& node) {
-  const Node* at = &node;
-  while (const Child* below = at->filtered_child()) at = &below->node();
-  return *at;
-}
 
 }  // namespace
 
@@ -34,9 +29,9 @@ Task<EncodedRun> read_encoded_in_chain(Child& child, GuestRange range, std::uint
     EncodedRun run = co_await at->read_encoded(range);
     if (!run.extents.empty()) co_return run;
     // Where an image holds nothing itself, the one below it is asked.
-    Child* const below = without_filters(at->node()).backing_child();
-    const bool at_base = below != nullptr && base != nullptr &&
-                         &without_filters(below->node()) == &without_filters(*base);
+    Child* const below = image_of(at->node()).backing_child();
+    const bool at_base =
+        below != nullptr && base != nullptr && &image_of(below->node()) == &image_of(*base);
     if (below == nullptr || at_base) co_return EncodedRun();
     const BlockStatus own =
         co_await block_status(at->node(), range, MapMode::allocation_only, &below->node());

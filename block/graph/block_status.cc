@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cerrno>
 
+#include "graph/chain.h"
 #include "graph/tracking.h"
 #include "vise/error.h"
 #include "vise/graph.h"
@@ -84,11 +85,6 @@ Task<void> find_hole_below(BlockStatus& status, const Extent& extent, MapMode mo
   status.zero = below.kind == Extent::Kind::zero;
 }
 
-Node* without_filters(Node* node) {
-  while (Child* below = node->filtered_child()) node = &below->node();
-  return node;
-}
-
 }  // namespace
 
 Task<BlockStatus> block_status(Node& node, GuestRange range, MapMode mode, const Node* base) {
@@ -96,7 +92,7 @@ Task<BlockStatus> block_status(Node& node, GuestRange range, MapMode mode, const
   status.length = range.length;
   if (range.empty()) co_return status;
   if (!range.ends_by(node.size())) throw Error(EIO, "Range reaches past the end of the node");
-  const Node* const stop = base != nullptr ? without_filters(const_cast<Node*>(base)) : nullptr;
+  const Node* const stop = base != nullptr ? &image_of(*base) : nullptr;
   for (Position at{&node, range.start};;) {
     const Extent extent = co_await map_forwarded(at, status.length, mode);
     take_over(status, extent);
@@ -109,7 +105,7 @@ Task<BlockStatus> block_status(Node& node, GuestRange range, MapMode mode, const
       status.zero = true;  // nothing anywhere
       co_return status;
     }
-    Node* next = without_filters(&below->node());
+    Node* next = &image_of(below->node());
     if (next == stop) co_return status;
     const std::uint64_t size = below->size();
     if (at.offset.bytes() >= size) {

@@ -8,6 +8,7 @@
 
 #include "bitmap/dirty_bitmap.h"
 #include "copy/chain_source.h"
+#include "graph/chain.h"
 #include "graph/drained.h"
 #include "job/bitmap_handover.h"
 #include "job/copy_job.h"

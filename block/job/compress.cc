@@ -8,7 +8,7 @@
 #include <utility>
 
 #include "codec/codec.h"
-#include "copy/chain_source.h"
+#include "graph/chain.h"
 #include "util/clean_up.h"
 #include "vise/error.h"
 #include "vise/in_place.h"

@@ -9,6 +9,7 @@
 #include "bitmap/dirty_bitmap.h"
 #include "copy/chain_source.h"
 #include "copy/slot_holder.h"
+#include "graph/chain.h"
 #include "graph/drained.h"
 #include "job/copy_job.h"
 #include "job/job_filter.h"

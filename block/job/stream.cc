@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "copy/chain_source.h"
+#include "graph/chain.h"
 #include "graph/drained.h"
 #include "job/copy_job.h"
 #include "job/job_filter.h"

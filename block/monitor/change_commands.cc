@@ -6,7 +6,7 @@
 #include <functional>
 #include <utility>
 
-#include "copy/chain_source.h"
+#include "graph/chain.h"
 #include "graph/drained.h"
 #include "graph/tracking.h"
 #include "job/job_filter.h"

@@ -10,7 +10,7 @@
 #include <system_error>
 #include <utility>
 
-#include "copy/chain_source.h"
+#include "graph/chain.h"
 #include "graph/image_info.h"
 #include "job/backup.h"
 #include "job/commit.h"

@@ -10,7 +10,7 @@
 #include <utility>
 #include <vector>
 
-#include "copy/chain_source.h"
+#include "graph/chain.h"
 #include "graph/drained.h"
 #include "job/job_filter.h"
 #include "monitor/commands.h"

@@ -6,7 +6,6 @@
 #include <utility>
 #include <vector>
 
-#include "copy/chain_source.h"
 #include "job/job_filter.h"
 #include "monitor/bitmap_actions.h"
 #include "monitor/commands.h"

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "copy/chain_source.h"
+#include "graph/chain.h"
 #include "job/commit.h"
 #include "job_fixture.h"
 

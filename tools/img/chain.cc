@@ -3,6 +3,7 @@
 #include <filesystem>
 #include <system_error>
 
+#include "graph/chain.h"
 #include "graph/file_names.h"
 #include "vise/child.h"
 
@@ -18,17 +19,8 @@ bool is_same_file(const std::string& a, const std::string& b) {
 
 }  // namespace
 
-Node* backing_node(Node& node) {
-  for (const Node* at = &node;;) {
-    if (const Child* backing = at->backing_child()) return &backing->node();
-    const Child* below = at->filtered_child();
-    if (below == nullptr) return nullptr;
-    at = &below->node();
-  }
-}
-
 Node* find_in_chain(Node& first, const std::string& filename) {
-  for (Node* at = &first; at != nullptr; at = backing_node(*at)) {
+  for (Node* at = &first; at != nullptr; at = backing_of(*at)) {
     if (at->filename() == filename || is_same_file(at->protocol_filename(), filename)) return at;
   }
   return nullptr;

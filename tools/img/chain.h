@@ -7,9 +7,6 @@
 
 namespace vise::tools {
 
-/// The backing image of `node`, seen through filters; null if it has none.
-Node* backing_node(Node& node);
-
 /// The image of that file name among `first` and its backing images, null if there is none. Names
 /// are compared as files: "./a" is "a".
 Node* find_in_chain(Node& first, const std::string& filename);

@@ -8,6 +8,7 @@
 
 #include "codec/codec.h"
 #include "copy/copy.h"
+#include "graph/chain.h"
 #include "graph/drained.h"
 #include "tools/common/long_work.h"
 #include "tools/common/open.h"
@@ -48,7 +49,7 @@ struct Request {
 };
 
 Node& find_base(Node& top, const Request& request) {
-  Node* const backing = backing_node(top);
+  Node* const backing = backing_of(top);
   if (backing == nullptr) throw Error(EINVAL, "The image has no backing file");
   if (!request.base) return *backing;
   Node* const found = find_in_chain(*backing, *request.base);

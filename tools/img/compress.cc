@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "copy/compress_in_place.h"
+#include "graph/chain.h"
 #include "graph/image_info.h"
 #include "qapi/qapi-types.h"
 #include "tools/common/key_order.h"
@@ -59,13 +60,6 @@ Sizes sizes_of(const Node& node) {
   }
   sizes.allocated = allocated_bytes(node);
   return sizes;
-}
-
-// The format below the filters that an option string may have put on top.
-Node& format_node(Node& top) {
-  Node* node = &top;
-  while (const Child* below = node->filtered_child()) node = &below->node();
-  return *node;
 }
 
 Task<InPlaceProgress> compress_node(ImageSession& session, Node& node, const Request& request,
@@ -127,7 +121,7 @@ std::string json_text(const Result& result, const Request& request, std::string_
 
 Task<int> compress(ImageSession& session, const Request& request) {
   Child* root = co_await session.open(request.image);
-  Node& node = format_node(root->node());
+  Node& node = image_of(root->node());
   const std::string format(node.type().name);
   Result result;
   result.before = sizes_of(node);

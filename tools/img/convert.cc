@@ -10,6 +10,7 @@
 
 #include "codec/codec.h"
 #include "copy/copy.h"
+#include "graph/chain.h"
 #include "graph/file_names.h"
 #include "tools/common/creation.h"
 #include "tools/common/long_work.h"
@@ -191,15 +192,6 @@ Target plan_target(ImageSession& session, const Request& request) {
   return target;
 }
 
-// The node below the first one that stores data of its own: what an image with a backing file
-// leaves to it.
-const Node* base_of(const Child& source) {
-  const Node* node = &source.node();
-  while (const Child* filtered = node->filtered_child()) node = &filtered->node();
-  const Child* backing = node->backing_child();
-  return backing != nullptr ? &backing->node() : nullptr;
-}
-
 // What was there before is lost once the target has been made, so no half of it is left.
 Task<void> make_target(ImageSession& session, const Request& request, Target target,
                        std::uint64_t size, LongWork& work) {
@@ -266,7 +258,7 @@ Task<int> convert(ImageSession& session, const Request& request, LongWork& work)
                      request.target.filename, root->size(), size));
   }
   copying.target = root;
-  if (has_backing) copying.base = base_of(*copying.sources.front());
+  if (has_backing) copying.base = backing_of(copying.sources.front()->node());
   copying.options = request.copy;
   // A new file holds nothing yet, preallocated or not; a device may hold anything.
   if (new_file && !has_backing) copying.options.target_is_zero = true;

@@ -10,6 +10,7 @@
 #include "codec/codec.h"
 #include "copy/difference_copy.h"
 #include "format/formats.h"
+#include "graph/chain.h"
 #include "graph/drained.h"
 #include "tools/common/long_work.h"
 #include "tools/common/open.h"
@@ -77,7 +78,7 @@ Task<void> take_over_differences(ImageSession& session, Child& top, const Reques
         co_await session.open(std::move(image)).context("Could not open the new backing file");
   }
   std::unique_ptr<Child> old_backing;
-  if (Node* node = backing_node(top.node())) {
+  if (Node* node = backing_of(top.node())) {
     std::unique_ptr<Child> edge = co_await attach_reader(session, *node);
     old_backing = std::move(edge);
   }

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "graph/chain.h"
 #include "tools/common/sizes.h"
 #include "tools/common/specific.h"
 #include "tools/io/command.h"
@@ -16,19 +17,11 @@ namespace {
 
 std::string size_text(std::uint64_t bytes) { return io_size_text(static_cast<double>(bytes)); }
 
-// The backing image of the top one; what it supplies does not count as allocated. Filters store
-// nothing: the image is what they stand above.
-const Node* below(const Node& image) {
-  const Node* top = &image;
-  while (const Child* filtered = top->filtered_child()) top = &filtered->node();
-  const Child* backing = top->backing_child();
-  return backing != nullptr ? &backing->node() : nullptr;
-}
-
-// How far the range stays allocated by the image itself, or not allocated.
+// How far the range stays allocated by the image itself, or not allocated. What its backing image
+// supplies does not count.
 Task<std::pair<bool, std::uint64_t>> allocated_run(Node& image, GuestRange range) {
   const BlockStatus status =
-      co_await block_status(image, range, MapMode::allocation_only, below(image));
+      co_await block_status(image, range, MapMode::allocation_only, backing_of(image));
   co_return std::pair(status.allocated, std::min(status.length, range.length));
 }
 
