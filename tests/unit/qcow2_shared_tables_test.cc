@@ -118,7 +118,7 @@ TEST_F(QcowSharedTables, AWindowHoldsTheEntriesOfAllTablesSideBySide) {
     tables.add(snapshot(child, 0x40000, {0x120000, 0}));
     store(child, 0x110000 + 5 * 8, {55, 66});
     store(child, 0x120000 + 5 * 8, {77, 88});
-    const SharedWindow both = run(tables.window(5, SharedTables::Wanted::shared));
+    const SharedWindow both = run(tables.window(5, WantedTables::shared));
     EXPECT_TRUE(both.in_snapshot);
     EXPECT_EQ(both.first, 5u);
     EXPECT_EQ(both.count, 8192u - 5);
@@ -128,13 +128,13 @@ TEST_F(QcowSharedTables, AWindowHoldsTheEntriesOfAllTablesSideBySide) {
     EXPECT_EQ(load_be<std::uint64_t>(both.entry(1, 1).data()), 88u);
     EXPECT_EQ(both.place(1, 1).bytes(), 0x120000u + 6 * 8);
 
-    const SharedWindow alone = run(tables.window(8192 + 1, SharedTables::Wanted::shared));
+    const SharedWindow alone = run(tables.window(8192 + 1, WantedTables::shared));
     EXPECT_FALSE(alone.in_snapshot);
     EXPECT_EQ(alone.count, 8191u);
     EXPECT_TRUE(alone.entries.empty()) << "nobody asked for what the disk has alone";
-    const SharedWindow all = run(tables.window(8192 + 1, SharedTables::Wanted::all));
+    const SharedWindow all = run(tables.window(8192 + 1, WantedTables::all));
     EXPECT_EQ(all.entries.size(), 8191u * 8);
-    const SharedWindow none = run(tables.window(3 * 8192, SharedTables::Wanted::all));
+    const SharedWindow none = run(tables.window(3 * 8192, WantedTables::all));
     EXPECT_TRUE(none.tables.empty());
     EXPECT_EQ(none.count, 8192u);
   });
@@ -147,7 +147,7 @@ TEST_F(QcowSharedTables, ManyTablesShareTheMemory) {
     for (std::uint64_t i = 0; i < 512; ++i) {
       tables.add(snapshot(child, 0x200000 + (i << 16), {0x120000 + (i << 16)}));
     }
-    const SharedWindow window = run(tables.window(0, SharedTables::Wanted::shared));
+    const SharedWindow window = run(tables.window(0, WantedTables::shared));
     EXPECT_GT(window.tables.size(), 500u);
     EXPECT_LE(window.entries.size(), 1u << 20);
     EXPECT_GT(window.count, 0u);

@@ -2,18 +2,23 @@
 // once, and all L2 entries that refer to it change where they lie (relink.cc), since nothing
 // becomes more or less shared. Runs drained, some megabytes at a time.
 #include <algorithm>
+#include <cerrno>
 #include <cstring>
 #include <utility>
 #include <vector>
+
+#include <fmt/format.h>
 
 #include "format/qcow2/compress_job.h"
 #include "format/qcow2/l1_tree.h"
 #include "format/qcow2/metadata_io.h"
 #include "format/qcow2/qcow2.h"
 #include "format/qcow2/shared_clusters.h"
+#include "format/qcow2/shared_tables.h"
 #include "format/qcow2/snapshot_table.h"
 #include "format/qcow2/stored_cluster.h"
 #include "vise/context.h"
+#include "vise/error.h"
 
 namespace vise::qcow2 {
 
@@ -45,15 +50,22 @@ Task<SharedTables> Qcow2::shared_tables() {
 }
 
 // What lies there is going to be changed where it lies.
-Task<SharedWindow> Qcow2::shared_window(SharedTables& tables, std::uint64_t cluster) {
+Task<SharedWindow> Qcow2::window_to_change(SharedTables& tables, std::uint64_t cluster,
+                                           WantedTables wanted) {
   const std::uint64_t index = geometry_.l1_index(cluster);
   co_await tables.load(index);
   guard_.telling([&] { return tables.at(index); });
-  SharedWindow window = co_await tables.window(cluster, SharedTables::Wanted::shared);
-  for (const SharedTable& table : window.tables) {
-    if (window.in_snapshot) require_own_place(table.offset);
-  }
+  SharedWindow window = co_await tables.window(cluster, wanted);
+  if (window.entries.empty()) co_return window;
+  for (const SharedTable& table : window.tables) require_own_place(table.offset);
   co_return window;
+}
+
+void Qcow2::require_own_place(HostOffset table) const {
+  const HostRange range{table, geometry_.cluster_size};
+  if (!refcounts_.overlaps(range) && !range.overlaps(header_.l1_table())) return;
+  throw Error(EIO, fmt::format("the image is corrupt: the L2 table at {:#x} lies in other metadata",
+                               table.bytes()));
 }
 
 // The window at step.next. False if it cannot be read, but something was found before it: that
@@ -62,7 +74,7 @@ Task<bool> Qcow2::next_window(SharedTables& tables, SnapshotStep& step, std::siz
                               SharedWindow& window) {
   std::exception_ptr failure;
   try {
-    SharedWindow there = co_await shared_window(tables, step.next);
+    SharedWindow there = co_await window_to_change(tables, step.next, WantedTables::shared);
     window = std::move(there);
   } catch (...) {
     failure = std::current_exception();

@@ -9,18 +9,12 @@
 // data there (writing zeros over data that a snapshot shares leaves such a pair, and qemu-img's
 // amend destroys the snapshot then).
 #include <algorithm>
-#include <cerrno>
 #include <utility>
 #include <vector>
 
-#include <fmt/format.h>
-
-#include "format/qcow2/metadata_io.h"
 #include "format/qcow2/qcow2.h"
 #include "format/qcow2/shared_tables.h"
 #include "format/qcow2/zero_expansion.h"
-#include "vise/error.h"
-#include "vise/util/checked.h"
 #include "vise/util/endian.h"
 
 namespace vise::qcow2 {
@@ -28,8 +22,6 @@ namespace vise::qcow2 {
 namespace {
 
 constexpr std::size_t most_changes = 128 << 10;  // entries that change at a time
-constexpr std::uint64_t window_bytes = 1 << 20;  // of all L2 tables that are looked at together
-constexpr std::uint64_t least_entries = 64;      // of each
 
 bool says_zero(std::uint64_t word) {
   return (word & entry_compressed) == 0 && (word & entry_zero) != 0;
@@ -49,57 +41,32 @@ struct Qcow2::ZeroEntry {
 Task<void> Qcow2::expand_zeros(const std::function<void(double)>& report) {
   SharedTables tables = co_await shared_tables();
   space_.forget_packing();
-  const std::uint64_t end = tables.l1_entries();
   ZeroExpansion expansion;
-  for (std::uint64_t index = 0; index < end; ++index) {
-    co_await tables.load(index);
-    const std::vector<SharedTable> here = guard_.telling([&] { return tables.at(index); });
-    if (!here.empty()) co_await expand_tables(here, index << geometry_.l2_bits, expansion);
-    report(static_cast<double>(index + 1) / static_cast<double>(end));
+  for (std::uint64_t cluster = 0; cluster < tables.clusters();) {
+    const SharedWindow window = co_await window_to_change(tables, cluster, WantedTables::all);
+    if (!window.entries.empty()) co_await expand_window(window, expansion);
+    cluster += window.count;
+    report(static_cast<double>(cluster) / static_cast<double>(tables.clusters()));
   }
   co_await carry_out(expansion);
   // What a snapshot alone shared with the disk may be the disk's alone now.
   co_await refresh_copied();
 }
 
-// All tables that have the clusters from `first` on, a window at a time.
-Task<void> Qcow2::expand_tables(std::span<const SharedTable> tables, std::uint64_t first,
-                                ZeroExpansion& expansion) {
-  for (const SharedTable& table : tables) require_own_place(table.offset);
-  const std::uint64_t per_table = std::uint64_t{1} << geometry_.l2_bits;
-  const std::uint64_t at_once = std::min(
-      per_table, std::max(least_entries, window_bytes / geometry_.l2_entry_size / tables.size()));
-  Buffer window(tables.size() * at_once * geometry_.l2_entry_size);
+Task<void> Qcow2::expand_window(const SharedWindow& window, ZeroExpansion& expansion) {
   std::vector<ZeroEntry> entries;
-  for (std::uint64_t from = 0; from < per_table; from += at_once) {
-    const std::uint64_t count = std::min(at_once, per_table - from);
-    const std::uint64_t length = count * geometry_.l2_entry_size;
-    for (std::size_t t = 0; t < tables.size(); ++t) {
-      co_await read_zero_extended(*file_, tables[t].offset + from * geometry_.l2_entry_size,
-                                  window.span().subspan(t * length, length));
+  for (std::uint64_t i = 0; i < window.count; ++i) {
+    entries.clear();
+    for (std::size_t t = 0; t < window.tables.size(); ++t) {
+      const auto word = load_be<std::uint64_t>(window.entry(t, i).data());
+      if (!says_zero(word)) continue;
+      guard_.telling([&] { Descriptor::decode(word, 0, geometry_); });
+      entries.push_back({window.place(t, i), word, window.tables[t]});
     }
-    for (std::uint64_t i = 0; i < count; ++i) {
-      entries.clear();
-      for (std::size_t t = 0; t < tables.size(); ++t) {
-        const std::uint64_t at = i * geometry_.l2_entry_size;
-        const auto word = load_be<std::uint64_t>(window.data() + t * length + at);
-        if (!says_zero(word)) continue;
-        guard_.telling([&] { Descriptor::decode(word, 0, geometry_); });
-        const HostOffset place = tables[t].offset + (from * geometry_.l2_entry_size + at);
-        entries.push_back({place, word, tables[t]});
-      }
-      if (entries.empty()) continue;
-      co_await plan_expansion(first + from + i, entries, expansion);
-      if (expansion.changes.size() >= most_changes) co_await carry_out(expansion);
-    }
+    if (entries.empty()) continue;
+    co_await plan_expansion(window.first + i, entries, expansion);
+    if (expansion.changes.size() >= most_changes) co_await carry_out(expansion);
   }
-}
-
-void Qcow2::require_own_place(HostOffset table) const {
-  const HostRange range{table, geometry_.cluster_size};
-  if (!refcounts_.overlaps(range) && !range.overlaps(header_.l1_table())) return;
-  throw Error(EIO, fmt::format("the image is corrupt: the L2 table at {:#x} lies in other metadata",
-                               table.bytes()));
 }
 
 // What an unallocated cluster would show, in the disk or in a snapshot of it. How long a backing
@@ -220,28 +187,20 @@ Task<void> Qcow2::place_zeros(ZeroExpansion& expansion) {
   co_await raised.raise(refcounts_);
 }
 
-// Neighbours in one write.
-Task<void> Qcow2::change_entries(ZeroExpansion& expansion) {
-  for (ZeroExpansion::Change& change : expansion.changes) {
-    if (!change.fresh) continue;
-    const ZeroExpansion::Fresh& fresh = expansion.fresh[*change.fresh];
-    const bool is_own = fresh.is_active && fresh.references == 1;
-    change.word = fresh.host.bytes() | (is_own ? entry_copied : 0);
-  }
-  std::ranges::sort(expansion.changes, {}, &ZeroExpansion::Change::place);
-  std::vector<std::byte> bytes;
-  for (std::size_t i = 0; i < expansion.changes.size();) {
-    const HostOffset start = expansion.changes[i].place;
-    bytes.clear();
-    for (; i < expansion.changes.size() && expansion.changes[i].place == start + bytes.size();
-         ++i) {
-      const std::size_t at = bytes.size();
-      bytes.resize(at + geometry_.l2_entry_size);
-      store_be(&bytes[at], expansion.changes[i].word);
+Task<void> Qcow2::change_entries(const ZeroExpansion& expansion) {
+  std::vector<NewName> names;
+  names.reserve(expansion.changes.size());
+  for (const ZeroExpansion::Change& change : expansion.changes) {
+    std::uint64_t word = change.word;
+    if (change.fresh) {
+      const ZeroExpansion::Fresh& fresh = expansion.fresh[*change.fresh];
+      const bool is_own = fresh.is_active && fresh.references == 1;
+      word = fresh.host.bytes() | (is_own ? entry_copied : 0);
     }
-    co_await file_->event(Event::l2_update);
-    co_await file_->write(start, ConstIoVec(std::span<const std::byte>(bytes)));
+    names.push_back({change.place, word});
   }
+  std::ranges::sort(names, {}, &NewName::place);
+  co_await write_names(names, Event::l2_update);
 }
 
 }  // namespace vise::qcow2

@@ -68,7 +68,7 @@ Task<void> Qcow2::add_tables(MovePlan& plan) {
 Task<void> Qcow2::for_each_compressed(MovePlan& plan, const CompressedUse& use) {
   SharedTables tables = co_await shared_tables();
   for (std::uint64_t cluster = 0; cluster < tables.clusters();) {
-    SharedWindow window = co_await tables.window(cluster, SharedTables::Wanted::all);
+    SharedWindow window = co_await tables.window(cluster, WantedTables::all);
     if (window.in_snapshot) plan.add_shared_index(geometry_.l1_index(cluster));
     if (!window.entries.empty()) {
       overlay_cached(window);

@@ -69,6 +69,7 @@ class SharedTables;
 struct SharedCluster;
 struct SharedTable;
 struct SharedWindow;
+enum class WantedTables;
 struct SnapshotTable;
 struct ZeroExpansion;
 
@@ -240,7 +241,8 @@ class Qcow2 : public Driver,
 
   // compress_snapshots.cc
   Task<SharedTables> shared_tables();
-  Task<SharedWindow> shared_window(SharedTables& tables, std::uint64_t cluster);
+  Task<SharedWindow> window_to_change(SharedTables& tables, std::uint64_t cluster,
+                                      WantedTables wanted);
   Task<void> find_shared(SharedTables& tables, SnapshotStep& step,
                          std::vector<SharedCluster>& found);
   Task<bool> next_window(SharedTables& tables, SnapshotStep& step, std::size_t found,
@@ -257,7 +259,7 @@ class Qcow2 : public Driver,
   Task<void> place_shared(std::span<StoredCluster> clusters);
   enum class Names { l2_entries, l1_entries, others };
   Task<void> relink(std::vector<NewName> names, const References& dropped, Names kind);
-  Task<void> write_names(std::span<const NewName> names, Names kind);
+  Task<void> write_names(std::span<const NewName> names, std::optional<Event> event);
   Task<void> reload_names();
 
   // move_snapshots.cc
@@ -352,8 +354,7 @@ class Qcow2 : public Driver,
   // expand_zeros.cc
   struct ZeroEntry;
   Task<void> expand_zeros(const std::function<void(double)>& report);
-  Task<void> expand_tables(std::span<const SharedTable> tables, std::uint64_t first,
-                           ZeroExpansion& expansion);
+  Task<void> expand_window(const SharedWindow& window, ZeroExpansion& expansion);
   void require_own_place(HostOffset table) const;
   bool may_show_backing(std::uint64_t cluster) const;
   Task<void> plan_expansion(std::uint64_t cluster, std::span<const ZeroEntry> entries,
@@ -361,7 +362,7 @@ class Qcow2 : public Driver,
   Task<bool> owns_host(const ZeroEntry& entry, std::span<const ZeroEntry> entries);
   Task<void> carry_out(ZeroExpansion& expansion);
   Task<void> place_zeros(ZeroExpansion& expansion);
-  Task<void> change_entries(ZeroExpansion& expansion);
+  Task<void> change_entries(const ZeroExpansion& expansion);
 
   // rewrite.cc
   Task<void> write_header(Header header);

@@ -8,6 +8,7 @@
 // Between two of the names a power failure leaves some that name the old place and some that name
 // the new one. They hold the same, and both count more references than there are, which is a leak.
 #include <algorithm>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -65,9 +66,12 @@ Task<void> Qcow2::relink(std::vector<NewName> names, const References& dropped, 
   std::ranges::sort(names, {}, [](const NewName& name) {
     return std::pair(name.thing / things_at_once, name.place);
   });
+  std::optional<Event> event;
+  if (kind == Names::l2_entries) event = Event::l2_update_compressed;
+  if (kind == Names::l1_entries) event = Event::l1_update;
   std::exception_ptr failure;
   try {
-    co_await write_names(names, kind);
+    co_await write_names(names, event);
     if (rules_.names_before_free) co_await file_->flush();
   } catch (...) {
     failure = std::current_exception();
@@ -103,8 +107,8 @@ Task<void> Qcow2::reload_names() {
   }
 }
 
-// Neighbours in one write.
-Task<void> Qcow2::write_names(std::span<const NewName> names, Names kind) {
+// Neighbours in one write, each after `event`.
+Task<void> Qcow2::write_names(std::span<const NewName> names, std::optional<Event> event) {
   std::vector<std::byte> bytes;
   for (std::size_t i = 0; i < names.size();) {
     const HostOffset start = names[i].place;
@@ -113,8 +117,7 @@ Task<void> Qcow2::write_names(std::span<const NewName> names, Names kind) {
       bytes.resize(bytes.size() + 8);
       store_be(&bytes[bytes.size() - 8], names[i].word);
     }
-    if (kind == Names::l2_entries) co_await file_->event(Event::l2_update_compressed);
-    if (kind == Names::l1_entries) co_await file_->event(Event::l1_update);
+    if (event) co_await file_->event(*event);
     co_await file_->write(start, ConstIoVec(std::span<const std::byte>(bytes)));
   }
 }

@@ -72,7 +72,7 @@ Task<void> Qcow2::renew_unshared_clusters(SharedTables& tables) {
   std::vector<Relocation> found;
   const std::uint64_t end = std::uint64_t{mapping_.l1().size()} << geometry_.l2_bits;
   for (std::uint64_t cluster = 0; cluster < end;) {
-    const SharedWindow window = co_await tables.window(cluster, SharedTables::Wanted::all);
+    const SharedWindow window = co_await tables.window(cluster, WantedTables::all);
     cluster += window.count;
     for (std::size_t t = 0; t < window.tables.size(); ++t) {
       if (!window.tables[t].is_active) continue;

@@ -140,7 +140,7 @@ std::uint64_t SharedTables::window_length(std::uint64_t cluster) const {
   return std::min(left, share(most_l2_bytes, at(index).size()) / geometry_.l2_entry_size);
 }
 
-Task<SharedWindow> SharedTables::window(std::uint64_t cluster, Wanted wanted) {
+Task<SharedWindow> SharedTables::window(std::uint64_t cluster, WantedTables wanted) {
   SharedWindow window;
   co_await load(geometry_.l1_index(cluster));
   window.tables = at(geometry_.l1_index(cluster));
@@ -149,7 +149,8 @@ Task<SharedWindow> SharedTables::window(std::uint64_t cluster, Wanted wanted) {
   window.first_index = geometry_.l2_index(cluster);
   window.entry_size = geometry_.l2_entry_size;
   window.count = (std::uint64_t{1} << geometry_.l2_bits) - window.first_index;
-  if (window.tables.empty() || (!window.in_snapshot && wanted == Wanted::shared)) co_return window;
+  if (window.tables.empty() || (!window.in_snapshot && wanted == WantedTables::shared))
+    co_return window;
   window.count = window_length(cluster);
   const std::uint64_t length = window.count * geometry_.l2_entry_size;
   window.entries.resize(window.tables.size() * length);

@@ -45,6 +45,9 @@ struct SharedWindow {
   }
 };
 
+/// Of which windows the entries are read: those where a snapshot has a table, or all.
+enum class WantedTables { shared, all };
+
 class SharedTables {
  public:
   /// All arguments outlive the object; `active` holds the entries of the active L1 table, and may
@@ -74,8 +77,7 @@ class SharedTables {
 
   /// The tables at the index of `cluster` and, if there are any, entries from there on. Nothing is
   /// read where only the disk has a table, unless it is asked for. Loads, and throws like at().
-  enum class Wanted { shared, all };
-  Task<SharedWindow> window(std::uint64_t cluster, Wanted wanted);
+  Task<SharedWindow> window(std::uint64_t cluster, WantedTables wanted);
   /// Guest clusters in that window; 0 if what it takes to know that could not be loaded.
   std::uint64_t window_length(std::uint64_t cluster) const;
 
