@@ -3,11 +3,11 @@
 // nobody trusts their bits; but what is unchanged in memory when the image is closed is not stored
 // again, and those that are inconsistent never are. Runs drained.
 #include <algorithm>
+#include <functional>
 #include <utility>
 #include <vector>
 
 #include "format/qcow2/bitmap_data.h"
-#include "format/qcow2/l1_tree.h"
 #include "format/qcow2/move_plan.h"
 #include "format/qcow2/qcow2.h"
 #include "format/qcow2/relocation.h"
@@ -16,8 +16,7 @@
 namespace vise::qcow2 {
 
 namespace {
-constexpr std::uint64_t most_at_once = 8u << 20;    // bytes of data
-constexpr std::uint64_t longest_table = 32u << 20;  // bytes
+constexpr std::uint64_t most_at_once = 8u << 20;  // bytes of data
 }  // namespace
 
 Task<void> Qcow2::move_bitmaps() {
@@ -31,7 +30,10 @@ Task<void> Qcow2::move_bitmaps() {
     position += bitmap_entry_size(stored_bitmaps_[i].entry.name.size());
   }
   co_await begin_operation();
-  co_await move_bitmap_directory();
+  const std::function<Task<void>(HostOffset)> name = [this](HostOffset at) {
+    return name_bitmap_directory(at);
+  };
+  co_await move_table_of_header(header_.bitmaps->directory, name);
 }
 
 // An entry of the table names each cluster.
@@ -43,9 +45,8 @@ Task<void> Qcow2::move_bitmap_data(HostRange table) {
   for (std::uint64_t at = 0; at < table.length; at += 8) {
     const auto word = load_be<std::uint64_t>(words.data() + at);
     const HostRange place = decode_bitmap_table_entry(word, header_);
-    if (!move_plan_->behind(place)) continue;
-    const bool alone = co_await owns_alone(place);
-    if (!alone) continue;
+    const bool moves = co_await is_movable(place);
+    if (!moves) continue;
     Relocation& relocation = found.emplace_back();
     relocation.old = place;
     relocation.names.push_back({table.start + at, word});
@@ -62,9 +63,8 @@ Task<void> Qcow2::move_bitmap_data(HostRange table) {
 // The first word of an entry in the directory, at `name`, names it.
 Task<void> Qcow2::move_bitmap_table(HostRange table, HostOffset name) {
   const HostRange place = table.align_out(geometry_.cluster_size);
-  if (!move_plan_->behind(place)) co_return;
-  const bool alone = co_await owns_alone(place);
-  if (!alone) co_return;
+  const bool moves = co_await is_movable(place);
+  if (!moves) co_return;
   co_await begin_operation();
   std::vector<Relocation> found(1);
   found[0].old = place;
@@ -81,25 +81,10 @@ Task<void> Qcow2::reload_bitmap_tables() {
   }
 }
 
-// The header names it.
-Task<void> Qcow2::move_bitmap_directory() {
-  const HostRange place = header_.bitmaps->directory.align_out(geometry_.cluster_size);
-  if (!move_plan_->behind(place) || place.length > longest_table) co_return;
-  const bool alone = co_await owns_alone(place);
-  if (!alone) co_return;
-  const HostRange space =
-      co_await take_run_below(place.start, place.length >> geometry_.cluster_bits);
-  if (space.empty()) co_return;
-  Buffer bytes(place.length);
-  co_await read_padded(*file_, place.start, bytes.span());
-  co_await file_->write(space.start, ConstIoVec(bytes.span()));
-  co_await commit_counts();
+Task<void> Qcow2::name_bitmap_directory(HostOffset at) {
   Header header = header_;
-  header.bitmaps->directory.start = space.start;
+  header.bitmaps->directory.start = at;
   co_await write_header(std::move(header));
-  References old;
-  old.add(place, geometry_.cluster_bits);
-  co_await release_replaced(old);
 }
 
 }  // namespace vise::qcow2

@@ -24,8 +24,6 @@ namespace vise::qcow2 {
 namespace {
 constexpr std::uint64_t most_at_once = 8u << 20;    // bytes in one step
 constexpr std::uint64_t most_entries = 256u << 10;  // looked at in one step, while it is drained
-// A table that is longer would need more free space at once than we promise to get along with.
-constexpr std::uint64_t longest_table = 32u << 20;  // bytes
 }  // namespace
 
 // First, from position 0 on, what entries of L2 tables name; then, one position per L1 index, these
@@ -246,9 +244,8 @@ Task<void> Qcow2::move_l1_tables_of_snapshots() {
       const Snapshot& snapshot = table.snapshots[next];
       snapshot.check_l1(header_);
       const HostRange place = snapshot.l1_table().align_out(geometry_.cluster_size);
-      if (!move_plan_->behind(place)) continue;
-      const bool alone = co_await owns_alone(place);
-      if (!alone) continue;
+      const bool moves = co_await is_movable(place);
+      if (!moves) continue;
       Relocation relocation;
       relocation.old = place;
       relocation.names.push_back(
@@ -260,26 +257,14 @@ Task<void> Qcow2::move_l1_tables_of_snapshots() {
   }
 }
 
-// The header names it.
 Task<void> Qcow2::move_snapshot_table() {
   const SnapshotTable table =
       co_await SnapshotTable::read(*file_, header_, SnapshotTable::Mode::strict);
-  const HostRange place =
-      HostRange{header_.snapshots_offset, table.length}.align_out(geometry_.cluster_size);
-  if (!move_plan_->behind(place) || place.length > longest_table) co_return;
-  const bool alone = co_await owns_alone(place);
-  if (!alone) co_return;
-  const HostRange space =
-      co_await take_run_below(place.start, place.length >> geometry_.cluster_bits);
-  if (space.empty()) co_return;
-  Buffer bytes(place.length);
-  co_await read_padded(*file_, place.start, bytes.span());
-  co_await file_->write(space.start, ConstIoVec(bytes.span()));
-  co_await commit_counts();
-  co_await switch_snapshot_table(table, space);
-  References old;
-  old.add(place, geometry_.cluster_bits);
-  co_await release_replaced(old);
+  const HostRange place{header_.snapshots_offset, table.length};
+  const std::function<Task<void>(HostOffset)> name = [this, &table, place](HostOffset at) {
+    return switch_snapshot_table(table, {at, place.align_out(geometry_.cluster_size).length});
+  };
+  co_await move_table_of_header(place, name);
 }
 
 }  // namespace vise::qcow2

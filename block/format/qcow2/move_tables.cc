@@ -4,11 +4,17 @@
 #include <algorithm>
 #include <vector>
 
+#include "format/qcow2/l1_tree.h"
 #include "format/qcow2/move_plan.h"
 #include "format/qcow2/qcow2.h"
 #include "vise/util/checked.h"
 
 namespace vise::qcow2 {
+
+namespace {
+// A table that is longer would need more free space at once than we promise to get along with.
+constexpr std::uint64_t longest_table = 32u << 20;  // bytes
+}  // namespace
 
 Task<void> Qcow2::move_tables() {
   if (!move_plan_ || move_plan_->boundary() == UINT64_MAX) co_return;
@@ -60,6 +66,32 @@ Task<HostRange> Qcow2::take_run_below(HostOffset limit, std::uint64_t count) {
   }
   if (const auto hit = guard_.find(space)) co_await refuse_write(*hit, space);
   co_return space;
+}
+
+// It lies behind the boundary, and nothing else refers to it.
+Task<bool> Qcow2::is_movable(HostRange place) {
+  if (!move_plan_->behind(place)) co_return false;
+  co_return co_await owns_alone(place);
+}
+
+// One that is named by the header alone, and by `name` in its new place.
+Task<void> Qcow2::move_table_of_header(HostRange table,
+                                       const std::function<Task<void>(HostOffset)>& name) {
+  const HostRange place = table.align_out(geometry_.cluster_size);
+  if (place.length > longest_table) co_return;
+  const bool moves = co_await is_movable(place);
+  if (!moves) co_return;
+  const HostRange space =
+      co_await take_run_below(place.start, place.length >> geometry_.cluster_bits);
+  if (space.empty()) co_return;
+  Buffer bytes(place.length);
+  co_await read_padded(*file_, place.start, bytes.span());
+  co_await file_->write(space.start, ConstIoVec(bytes.span()));
+  co_await commit_counts();
+  co_await name(space.start);
+  References old;
+  old.add(place, geometry_.cluster_bits);
+  co_await release_replaced(old);
 }
 
 Task<void> Qcow2::move_l1_table() {

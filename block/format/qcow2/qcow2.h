@@ -303,9 +303,12 @@ class Qcow2 : public Driver,
   Task<void> move_bitmaps();
   Task<void> move_bitmap_data(HostRange table);
   Task<void> move_bitmap_table(HostRange table, HostOffset name);
-  Task<void> move_bitmap_directory();
+  Task<void> name_bitmap_directory(HostOffset at);
   Task<void> reload_bitmap_tables();
   Task<HostRange> take_run_below(HostOffset limit, std::uint64_t count);
+  Task<bool> is_movable(HostRange place);
+  Task<void> move_table_of_header(HostRange table,
+                                  const std::function<Task<void>(HostOffset)>& name);
 
   // zero.cc
   // zero_keep, discard_keep: the clusters stay ours, though their content may go
