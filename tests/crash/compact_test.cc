@@ -129,14 +129,6 @@ class CompactRig : public SnapshotRig {
     co_await root->detach();
   }
 
-  static Task<void> add_snapshot(Child& root, std::string name) {
-    NewSnapshot snapshot;
-    snapshot.name = std::move(name);
-    co_await root.node().drain_begin();
-    co_await dynamic_cast<HasSnapshots&>(root.node().driver()).create_snapshot(std::move(snapshot));
-    root.node().drain_end();
-  }
-
   /// Compresses and compacts; after a failure the guest goes on, and it is tried again.
   Task<std::uint64_t> compact(const qcow2::OrderRules& rules) {
     std::unique_ptr<Child> root = co_await open(true);
@@ -162,12 +154,7 @@ class CompactRig : public SnapshotRig {
         // The disk may go on failing.
       }
     }
-    try {
-      co_await root->detach();
-    } catch (const Error&) {
-      if (!failure) failure = std::current_exception();
-    }
-    if (failure) std::rethrow_exception(failure);
+    co_await end_session(std::move(root), failure);
     co_return moved;
   }
 

@@ -2,37 +2,24 @@
 // disk and snapshots read as before, and the next repair makes the image sound.
 #include <gtest/gtest.h>
 
-#include <map>
 #include <random>
 
 #include "crash/disk.h"
-#include "crash/model.h"
 #include "crash/replay.h"
-#include "vise/buffer.h"
-#include "vise/context.h"
-#include "vise/driver_table.h"
+#include "crash/snapshot_rig.h"
 #include "vise/error.h"
-#include "vise/graph.h"
 #include "vise/image_operations.h"
 #include "vise/util/endian.h"
 
 namespace vise::crash {
 namespace {
 
-using Bytes = std::vector<std::byte>;
 using Random = std::mt19937_64;
 
 constexpr std::uint64_t cluster_size = 512;
 constexpr std::uint64_t disk_size = 100 << 10;
 constexpr std::uint64_t offset_mask = 0xfffffffffffe00;
 constexpr std::uint64_t copied = std::uint64_t{1} << 63;
-
-/// What can be read of an image.
-struct Readable {
-  Bytes disk;
-  std::map<std::string, Bytes> snapshots;
-  bool operator==(const Readable&) const = default;
-};
 
 std::uint64_t get64(const Image& image, std::uint64_t offset) {
   std::array<std::byte, 8> bytes;
@@ -132,35 +119,18 @@ const Damage damages[] = {
      }},
 };
 
-class RepairCrash : public testing::TestWithParam<Damage> {
+class RepairCrash : public testing::TestWithParam<Damage>, protected SnapshotRig {
  protected:
-  RepairCrash() : graph_(context_) { context_.drivers().add(disk_type_); }
-  ~RepairCrash() override { context_.loop().run(graph_.close_all()); }
+  RepairCrash() : SnapshotRig(Shape{"damaged", cluster_size, disk_size, Value::Dict()}) {}
 
   /// A sound image with snapshots and clusters of every kind.
-  Image prepare() {
-    Clock clock;
-    Disk disk(clock, Image(), {});
-    disk_type_.disk = &disk;
-    context_.loop().run(make_image());
-    return disk.image();
-  }
-
-  Readable read(const Image& image) {
-    Clock clock;
-    Disk disk(clock, image, {});
-    disk_type_.disk = &disk;
-    return context_.loop().run(read_image());
-  }
+  Image prepare() { return SnapshotRig::prepare(1, Sizes::stay); }
 
   /// Leaves the image in `disk`.
-  CheckResult check(Disk& disk, Repair repair) {
-    disk_type_.disk = &disk;
-    return context_.loop().run(check_image(repair));
-  }
+  CheckResult check(Disk& disk, Repair repair) { return run_on(disk, check_image(repair)); }
 
   /// Empty, or what is wrong with an image whose repair was cut off.
-  std::string examine(const Image& image, const Readable& content) {
+  std::string examine(const Image& image, const ImageContent& content) {
     if (!(read(image) == content)) return "does not read as before";
     Clock clock;
     Disk disk(clock, image, {});
@@ -172,84 +142,9 @@ class RepairCrash : public testing::TestWithParam<Damage> {
     return {};
   }
 
-  Context context_;
   std::uint64_t corruptions_before_ = 0;
 
  private:
-  Task<std::unique_ptr<Child>> open(bool writable, OpenPurpose purpose = OpenPurpose::io) {
-    Value::Dict disk;
-    disk.set("driver", "crash-disk");
-    OpenRequest request;
-    request.options.set("driver", "qcow2");
-    request.options.set("file", std::move(disk));
-    request.defaults.read_only = !writable;
-    request.defaults.purpose = purpose;
-    return graph_.open_root(std::move(request));
-  }
-
-  Task<void> make_image() {
-    OpenRequest open_disk;
-    open_disk.options.set("driver", "crash-disk");
-    const std::shared_ptr<Node> node = co_await graph_.open(std::move(open_disk));
-    CreateRequest request{graph_, "crash-test", disk_size, Value::Dict(), node};
-    request.options.set("cluster_size", cluster_size);
-    co_await context_.drivers().get("qcow2").create(request);
-    co_await graph_.release(node);
-
-    Random random(1);
-    std::unique_ptr<Child> root = co_await open(true);
-    auto& driver = dynamic_cast<HasSnapshots&>(root->node().driver());
-    for (const char* name : {"old", "young"}) {
-      co_await write_some(*root, random);
-      NewSnapshot snapshot;
-      snapshot.name = name;
-      co_await root->node().drain_begin();
-      co_await driver.create_snapshot(std::move(snapshot));
-      root->node().drain_end();
-    }
-    co_await write_some(*root, random);
-    co_await root->detach();
-  }
-
-  Task<void> write_some(Child& root, Random& random) {
-    for (unsigned i = 0; i < 25; ++i) {
-      const std::uint64_t from = random() % (disk_size / cluster_size) * cluster_size;
-      const unsigned kind = random() % 5;
-      if (kind == 0) {
-        co_await root.write_zeroes({GuestOffset(from), cluster_size}, ZeroFlags());
-        continue;
-      }
-      Buffer data(cluster_size);
-      fill(data, from / sector_size, ++contents_);
-      const WriteFlags flags{.compressed = kind == 1};
-      co_await root.write(GuestOffset(from), ConstIoVec(data.span()), flags);
-    }
-  }
-
-  Task<Bytes> read_disk(Child& root) {
-    Bytes bytes(root.size());
-    co_await root.read(GuestOffset(0), IoVec(std::span(bytes)));
-    co_return bytes;
-  }
-
-  Task<Readable> read_image() {
-    Readable content;
-    std::unique_ptr<Child> root = co_await open(false);
-    Bytes disk = co_await read_disk(*root);
-    content.disk = std::move(disk);
-    co_await root->detach();
-    for (const char* name : {"old", "young"}) {
-      SnapshotSelector which;
-      which.name = name;
-      std::unique_ptr<Child> view = co_await open(false);
-      co_await dynamic_cast<HasSnapshots&>(view->node().driver()).view_snapshot(std::move(which));
-      Bytes held = co_await read_disk(*view);
-      content.snapshots[name] = std::move(held);
-      co_await view->detach();
-    }
-    co_return content;
-  }
-
   Task<CheckResult> check_image(Repair repair) {
     std::unique_ptr<Child> root = co_await open(repair != Repair::none, OpenPurpose::check);
     CheckRequest request;
@@ -261,23 +156,14 @@ class RepairCrash : public testing::TestWithParam<Damage> {
     } catch (...) {
       failure = std::current_exception();
     }
-    try {
-      co_await root->detach();
-    } catch (const Error&) {
-      if (!failure) failure = std::current_exception();
-    }
-    if (failure) std::rethrow_exception(failure);
+    co_await end_session(std::move(root), failure);
     co_return result;
   }
-
-  DiskDriverType disk_type_;
-  Graph graph_;
-  std::uint64_t contents_ = 0;
 };
 
 TEST_P(RepairCrash, APowerFailureLosesNothing) {
   const Image sound = prepare();
-  const Readable content = read(sound);
+  const ImageContent content = read(sound);
   std::uint64_t states = 0;
   for (std::uint64_t seed = 1; seed <= 6; ++seed) {
     Random random(seed);
@@ -305,7 +191,7 @@ TEST_P(RepairCrash, APowerFailureLosesNothing) {
 
 TEST_P(RepairCrash, AFailingRequestLosesNothing) {
   const Image sound = prepare();
-  const Readable content = read(sound);
+  const ImageContent content = read(sound);
   Image start = sound;
   Random random(9);
   GetParam().make(start, random);

@@ -107,18 +107,30 @@ Task<void> SnapshotRig::write_some(Child& root, std::mt19937_64& random, unsigne
 
 Task<void> SnapshotRig::fill_image(std::mt19937_64& random, Sizes sizes) {
   std::unique_ptr<Child> root = co_await open(true);
-  auto& driver = dynamic_cast<HasSnapshots&>(root->node().driver());
   for (const char* name : {"old", "young"}) {
     co_await write_some(*root, random, 25);
-    NewSnapshot snapshot;
-    snapshot.name = name;
-    co_await root->node().drain_begin();
-    co_await driver.create_snapshot(std::move(snapshot));
-    root->node().drain_end();
+    co_await add_snapshot(*root, name);
     if (sizes == Sizes::grow) co_await root->truncate(root->size() + 7 * shape_.cluster_size + 512);
   }
   co_await write_some(*root, random, 20);
   co_await root->detach();
+}
+
+Task<void> SnapshotRig::add_snapshot(Child& root, std::string name) {
+  NewSnapshot snapshot;
+  snapshot.name = std::move(name);
+  co_await root.node().drain_begin();
+  co_await dynamic_cast<HasSnapshots&>(root.node().driver()).create_snapshot(std::move(snapshot));
+  root.node().drain_end();
+}
+
+Task<void> SnapshotRig::end_session(std::unique_ptr<Child> root, std::exception_ptr failure) {
+  try {
+    co_await root->detach();
+  } catch (const Error&) {
+    if (!failure) failure = std::current_exception();
+  }
+  if (failure) std::rethrow_exception(failure);
 }
 
 Task<Bytes> SnapshotRig::read_disk(Child& root) {

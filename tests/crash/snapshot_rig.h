@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <exception>
 #include <map>
 #include <memory>
 #include <ostream>
@@ -76,6 +77,9 @@ class SnapshotRig {
   Task<void> create_image();
   Task<std::unique_ptr<Child>> open(bool writable, OpenPurpose purpose = OpenPurpose::io);
   Task<void> write_some(Child& root, std::mt19937_64& random, unsigned requests);
+  static Task<void> add_snapshot(Child& root, std::string name);
+  /// Closes `root`, after `failure` if there is one; throws that, or else what closing throws.
+  static Task<void> end_session(std::unique_ptr<Child> root, std::exception_ptr failure);
 
  private:
   std::vector<GuestRange> windows_of(const Child& root) const;

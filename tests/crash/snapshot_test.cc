@@ -132,12 +132,7 @@ class SnapshotCrash : public testing::TestWithParam<Shape>, protected SnapshotRi
         // The disk may go on failing.
       }
     }
-    try {
-      co_await root->detach();
-    } catch (const Error&) {
-      if (!failure) failure = std::current_exception();
-    }
-    if (failure) std::rethrow_exception(failure);
+    co_await end_session(std::move(root), failure);
   }
 
   static std::vector<Step> steps() {
