@@ -42,9 +42,7 @@
 #include <libdeflate.h>
 #endif
 #ifdef VISE_HAVE_ISAL
-#include <isa-l/igzip_lib.h>
-
-#include <new>
+#include "codec/isal.h"
 #endif
 
 namespace vise::codec::deflate {
@@ -134,36 +132,8 @@ std::size_t encode_stream(int level, Bytes cluster, std::span<std::byte> stored)
 
 #ifdef VISE_HAVE_ISAL
 
-/// What the levels of the library need besides the stream.
-struct IsalBuffer {
-  static constexpr std::uint32_t size = std::max(ISAL_DEF_LVL1_DEFAULT, ISAL_DEF_LVL2_DEFAULT);
-  std::unique_ptr<std::uint8_t[]> bytes{new (std::nothrow) std::uint8_t[size]};
-  IsalBuffer() {
-    if (!bytes) out_of_memory();
-  }
-};
-
-std::size_t encode_with_isal(unsigned level, Bytes cluster, std::span<std::byte> stored) {
-  thread_local IsalBuffer buffer;
-  isal_zstream stream;
-  isal_deflate_stateless_init(&stream);
-  stream.hist_bits = 0;  // what init leaves as it was: no limit to how far matches go back
-  stream.level = level;
-  stream.level_buf = buffer.bytes.get();
-  stream.level_buf_size = IsalBuffer::size;
-  stream.end_of_stream = 1;
-  stream.flush = NO_FLUSH;
-  stream.gzip_flag = IGZIP_DEFLATE;
-  stream.next_in = const_cast<Bytef*>(in(cluster.data()));
-  stream.avail_in = static_cast<std::uint32_t>(cluster.size());
-  stream.next_out = out(stored.data());
-  stream.avail_out = static_cast<std::uint32_t>(stored.size());
-  if (isal_deflate_stateless(&stream) != COMP_OK || stream.avail_in != 0) return 0;
-  return stored.size() - stream.avail_out;
-}
-
 std::size_t encode_fastest(Bytes cluster, std::span<std::byte> stored) {
-  return encode_with_isal(1, cluster, stored);
+  return isal::compress(1, cluster, stored);
 }
 
 /// Whether libisal does a cluster at the default level: see the head of this file. `sum` is its
@@ -285,7 +255,7 @@ std::size_t compress_by_content([[maybe_unused]] Content content, Bytes cluster,
   const std::uint32_t sum = checksum(cluster);
   return with_trailer(sum, stored, [&](std::span<std::byte> room) {
 #ifdef VISE_HAVE_ISAL
-    if (is_for_isal(content, cluster.size(), sum)) return encode_with_isal(2, cluster, room);
+    if (is_for_isal(content, cluster.size(), sum)) return isal::compress(2, cluster, room);
 #endif
     const int level = default_level_of(cluster.size(), default_native_level);
     return encode_stream(level, cluster, room);

@@ -3,7 +3,6 @@
 // size, for AddressSanitizer to watch).
 #include "codec/codec.h"
 
-#include <fmt/format.h>
 #include <gtest/gtest.h>
 #include <zlib.h>
 #include <zstd.h>
@@ -317,29 +316,6 @@ TEST(Deflate, AnUnfinishedStreamFollowedByGarbageIsRefused) {
 TEST(Deflate, AZlibHeaderIsRefused) {
   const Bytes cluster = make(Kind::text, 4096);
   EXPECT_FALSE(decodes_to(Codec::deflate, zlib_stream(cluster, 15), cluster));
-}
-
-// Leaves `value` in the stack below, where the next callee has its variables.
-[[gnu::noinline]] void fill_stack(std::uint16_t value) {
-  volatile std::uint16_t stack[100000];
-  for (volatile std::uint16_t& place : stack) place = value;
-}
-
-TEST_P(EachCodec, OutputDoesNotDependOnWhatMemoryHeld) {
-  std::string text;  // repeats from far away and near
-  std::mt19937 random(11);
-  while (text.size() < 65536) text += fmt::format("{:x}{:x} ", random() % 300, random() % 17);
-  const auto* const bytes = reinterpret_cast<const std::byte*>(text.data());
-  const Bytes cluster(bytes, bytes + 65536);
-  for (const int level : {default_level, fastest, 1, 2}) {
-    Bytes first;
-    for (const std::uint16_t value : {0, 8, 10, 12}) {
-      fill_stack(value);
-      const Bytes stored = stored_form(GetParam(), level, cluster);
-      if (first.empty()) first = stored;
-      EXPECT_TRUE(stored == first) << "level " << level << ", memory of " << value;
-    }
-  }
 }
 
 TEST(Zstd, FramesOfOthersDecodeAndHaveNoChecksum) {
