@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "format/formats.h"
+#include "graph/held.h"
 #include "util/driver_options.h"
 #include "util/value_reader.h"
 #include "vise/context.h"
@@ -242,16 +243,10 @@ Task<void> create(CreateRequest& request) {
   // What others have open must not shrink to nothing below them.
   const Permissions wanted{PermissionSet(Permission::write) | Permission::resize,
                            Permissions::all().without(Permission::resize)};
-  std::unique_ptr<Child> file = co_await request.graph.attach(nullptr, std::string("create"),
+  std::unique_ptr<Child> held = co_await request.graph.attach(nullptr, std::string("create"),
                                                               EdgeRole::root, request.file, wanted);
-  std::exception_ptr failure;
-  try {
-    co_await fill(*file, request.size, preallocation);
-  } catch (...) {
-    failure = std::current_exception();
-  }
-  co_await file->detach();
-  if (failure) std::rethrow_exception(failure);
+  co_await with_child(std::move(held),
+                      [&](Child& file) { return fill(file, request.size, preallocation); });
 }
 
 constexpr CreateOption create_options[] = {

@@ -5,7 +5,9 @@
 #include <algorithm>
 #include <cerrno>
 #include <utility>
+#include <vector>
 
+#include "graph/file_names.h"
 #include "vise/context.h"
 #include "vise/driver_table.h"
 #include "vise/error.h"
@@ -29,6 +31,18 @@ Value::Dict creation_options(const Value::Dict& options) {
   return result;
 }
 
+// By which the image finds its data file again: a name that says all of it.
+std::string data_file_name(const Node& node) {
+  std::string name = node.filename();
+  const bool is_file = node.type().kind == DriverKind::protocol || node.type().name == "raw";
+  if (!is_file || !protocol_prefix(name).empty()) {
+    throw Error(EINVAL, fmt::format("Node '{}' cannot be a data file, since the image could not "
+                                    "find it by a file name: '{}' is a '{}' node",
+                                    node.name(), name, node.type().name));
+  }
+  return name;
+}
+
 class CreateJob final : public Job {
  public:
   CreateJob(EventBus& events, Graph& graph, const DriverType& driver, JobSettings settings,
@@ -47,50 +61,55 @@ class CreateJob final : public Job {
     CreateRequest request{.graph = graph_, .filename = {}, .size = 0};
     if (const auto name = options_.take("filename")) request.filename = name->as_string();
     if (const auto size = options_.take("size")) request.size = size->as_uint();
-    const std::optional<Value> file = options_.take("file");
+    std::optional<Value> file = options_.take("file");
+    std::optional<Value> data_file = options_.take("data-file");
     request.options = creation_options(options_);
-    std::unique_ptr<Child> hold;
-    if (file) {
-      std::unique_ptr<Child> attached = co_await open_file(*file, request);
-      hold = std::move(attached);
-    }
     std::exception_ptr failure;
     try {
+      if (file) co_await open(std::move(*file), "file.", request.file);
+      if (data_file) {
+        co_await open(std::move(*data_file), "data-file.", request.data_file);
+        request.options.set("data_file", data_file_name(*request.data_file));
+      }
       co_await driver_.create(request);
     } catch (...) {
       failure = std::current_exception();
     }
     request.file.reset();
-    if (hold) co_await hold->detach();
+    request.data_file.reset();
+    for (const std::unique_ptr<Child>& hold : holds_) co_await hold->detach();
+    holds_.clear();
     if (failure) std::rethrow_exception(failure);
     set_done(1);
   }
 
  private:
   // The node, or one made of the options, for as long as the job runs.
-  Task<std::unique_ptr<Child>> open_file(Value file, CreateRequest& request) {
+  Task<void> open(Value file, std::string option_path, std::shared_ptr<Node>& opened) {
     if (file.is_string()) {
       Node* const node = graph_.find(file.as_string());
       if (node == nullptr) {
         throw Error(ENOENT,
                     fmt::format("Cannot find device='' nor node-name='{}'", file.as_string()));
       }
-      request.file = node->shared_from_this();
+      opened = node->shared_from_this();
     } else {
       OpenRequest open;
       open.options = std::move(file.as_dict());
-      open.option_path = "file.";
+      open.option_path = std::move(option_path);
       std::shared_ptr<Node> node = co_await graph_.open(std::move(open));
-      request.file = std::move(node);
+      opened = std::move(node);
     }
     const Permissions nothing{{}, Permissions::all()};
-    co_return co_await graph_.attach(nullptr, std::string("create job"), EdgeRole::root,
-                                     request.file, nothing);
+    std::unique_ptr<Child> hold =
+        co_await graph_.attach(nullptr, std::string("create job"), EdgeRole::root, opened, nothing);
+    holds_.push_back(std::move(hold));
   }
 
   Graph& graph_;
   const DriverType& driver_;
   Value::Dict options_;
+  std::vector<std::unique_ptr<Child>> holds_;
 };
 
 }  // namespace

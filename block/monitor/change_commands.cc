@@ -8,6 +8,7 @@
 
 #include "graph/chain.h"
 #include "graph/drained.h"
+#include "graph/held.h"
 #include "graph/tracking.h"
 #include "job/job_filter.h"
 #include "monitor/commands.h"
@@ -40,16 +41,9 @@ Task<void> block_resize(Services& services, qapi::BlockResizeArguments arguments
                            Permissions::all()};
   std::unique_ptr<Child> edge = co_await services.graph().attach(
       nullptr, std::string("block_resize"), EdgeRole::root, node.shared_from_this(), wanted);
-  std::exception_ptr failure;
-  try {
-    TruncateOptions how;
-    how.exact = false;
-    co_await edge->truncate(size, how);
-  } catch (...) {
-    failure = std::current_exception();
-  }
-  co_await edge->detach();
-  if (failure) std::rethrow_exception(failure);
+  co_await with_child(std::move(edge), [size](Child& disk) {
+    return disk.truncate(size, TruncateOptions{.exact = false});
+  });
 }
 
 Task<void> change_backing_file(Services& services, qapi::ChangeBackingFileArguments arguments) {

@@ -288,6 +288,9 @@ struct CreateRequest {
   std::uint64_t size;          // bytes
   Value::Dict options;         // the -o options by name, values as typed (strings) or JSON
   std::shared_ptr<Node> file;  // formats: the node to format, open read-write; protocols: null
+  /// Formats: the node that becomes the external data file that `options` name. It keeps what it
+  /// holds. Null: a file of that name is made.
+  std::shared_ptr<Node> data_file = {};
   /// Content is going to follow: formats that can mark the image as incomplete do, from the first
   /// byte they write. It opens for OpenPurpose::make alone until Completable::complete().
   bool incomplete = false;

@@ -120,6 +120,56 @@ def an_image_can_be_created_in_another_one(t):
         t.equal((info["format"], info["virtual-size"]), ("qcow2", SIZE))
 
 
+@cases(raw=[False, True])
+def an_image_is_created_beside_a_data_file(t, raw):
+    """The node keeps what it holds; with data-file-raw, that is the disk."""
+    content = mixed_data(SIZE + 4096, 30 * KIB, 7) if raw else b"x" * 5000
+    t.write("data", content)
+    t.write("image.qcow2", b"")
+    daemon = Daemon(t)
+    qmp = daemon.qmp
+    qmp.execute("blockdev-add", driver="file", node_name="image-file", filename="image.qcow2")
+    qmp.execute("blockdev-add", driver="file", node_name="data", filename="data")
+    arguments = {"driver": "qcow2", "file": "image-file", "size": SIZE}
+
+    def create(options):
+        qmp.execute("blockdev-create", {"job-id": "make", "options": {**arguments, **options}})
+        qmp.wait_event("JOB_STATUS_CHANGE", id="make", status="concluded")
+        error = qmp.execute("query-jobs")[0].get("error", "")
+        qmp.execute("job-dismiss", id="make")
+        return error
+
+    inline = {"driver": "nbd", "server": {"type": "unix", "path": "/nowhere"}, "export": "x"}
+    for options, part in [
+            ({"data-file": "nowhere"}, "node-name='nowhere'"),
+            ({"data-file": "image-file"}, "names the image itself"),
+            ({"data-file": {"driver": "file", "filename": "image.qcow2"}}, "image.qcow2"),
+            ({"data-file": {"driver": "null-co"}}, "cannot be a data file"),
+            ({"data-file": {"driver": "raw", "offset": 512, "file": "data"}},
+             "cannot be a data file"),
+            ({"data-file": inline}, "/nowhere"),
+            ({"data-file-raw": True}, "without data_file"),
+            ({"data-file": "data", "version": "v2"}, "compat=1.1"),
+            ({"data-file": "data", "data-file-raw": True, "backing-file": "b",
+              "backing-fmt": "raw"}, "exclude each other")]:
+        error = create(options)
+        t.check(part in error, (options, error))
+        t.equal(len(t.read("image.qcow2")), 0)
+        t.equal(t.read("data"), content)
+    t.equal(create({"data-file": "data", "data-file-raw": raw}), "")
+    daemon.quit()
+    for program in (t.vise_img, t.qemu_img):
+        data = program("info", "--output=json", "image.qcow2").json["format-specific"]["data"]
+        t.equal((data["data-file"], data["data-file-raw"]), ("data", raw))
+        program("check", "image.qcow2")
+    t.equal(len(t.read("data")), SIZE + 4096 if raw else SIZE)
+    t.equal(t.read("data")[:len(content)], content)
+    t.write("expected", content[:SIZE] if raw else bytes(SIZE))
+    t.reads_as("image.qcow2", "expected")
+    t.vise_io("-f", "qcow2", "image.qcow2", commands=["write -P 7 1M 64k"])
+    t.equal(t.read("data")[MIB:MIB + 64 * KIB], b"\7" * 64 * KIB)
+
+
 @cases(way=FORMATS, top=["mid", "top"])
 def images_are_committed(t, way, top):
     make_chain(t, way)

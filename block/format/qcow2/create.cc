@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "format/qcow2/create_layout.h"
+#include "graph/held.h"
 #include "vise/buffer.h"
 #include "vise/child.h"
 #include "vise/context.h"
@@ -119,45 +120,39 @@ Task<void> write_image(Child& file, const NewImage& image) {
   co_await file.flush();
 }
 
-// The data file, empty but for its size. Its name is one of a file, whatever it looks like.
-Task<void> size_data_file(Graph& graph, const NewImage& image) {
-  OpenRequest open;
-  open.options.set("driver", "file");
-  open.options.set("filename", image.header.data_file_name);
-  std::unique_ptr<Child> file = co_await graph.open_root(std::move(open));
-  std::exception_ptr failure;
-  try {
-    TruncateOptions sized;
-    sized.exact = false;
-    co_await file->truncate(0, sized);
-    sized.preallocation = for_file(image.preallocation);
-    co_await file->truncate(image.header.virtual_size, sized);
-    co_await file->flush();
-  } catch (...) {
-    failure = std::current_exception();
+// As long as the disk. One that is longer keeps its length, since it may be somebody's data.
+Task<void> size_data_file(Child& file, const NewImage& image) {
+  TruncateOptions sized;
+  sized.exact = false;
+  sized.preallocation = for_file(image.preallocation);
+  if (file.size() < image.header.virtual_size) {
+    co_await file.truncate(image.header.virtual_size, sized);
   }
-  co_await file->detach();
-  if (failure) std::rethrow_exception(failure);
+  co_await file.flush();
 }
 
+// The name is one of a file, whatever it looks like.
 Task<void> create_data_file(Graph& graph, const NewImage& image) {
   const DriverType& type = graph.context().drivers().get("file");
   CreateRequest request{graph, image.header.data_file_name, 0, Value::Dict(), nullptr};
   co_await type.create(request);
-  co_await size_data_file(graph, image);
+  OpenRequest open;
+  open.options.set("driver", "file");
+  open.options.set("filename", image.header.data_file_name);
+  std::unique_ptr<Child> held = co_await graph.open_root(std::move(open));
+  co_await with_child(std::move(held), [&](Child& file) { return size_data_file(file, image); });
+}
+
+Task<void> use_data_file(CreateRequest& request, const NewImage& image) {
+  std::unique_ptr<Child> held = co_await request.graph.attach(nullptr, "data-file", EdgeRole::root,
+                                                              request.data_file, owner());
+  co_await with_child(std::move(held), [&](Child& file) { return size_data_file(file, image); });
 }
 
 Task<void> create_image_file(CreateRequest& request, const NewImage& image) {
-  std::unique_ptr<Child> file =
+  std::unique_ptr<Child> held =
       co_await request.graph.attach(nullptr, "file", EdgeRole::root, request.file, owner());
-  std::exception_ptr failure;
-  try {
-    co_await write_image(*file, image);
-  } catch (...) {
-    failure = std::current_exception();
-  }
-  co_await file->detach();
-  if (failure) std::rethrow_exception(failure);
+  co_await with_child(std::move(held), [&](Child& file) { return write_image(file, image); });
 }
 
 }  // namespace
@@ -170,8 +165,15 @@ Task<void> create(CreateRequest& request) {
   }
   const std::filesystem::path data_file(image.header.data_file_name);
   std::error_code ignored;
-  if (std::filesystem::equivalent(request.file->protocol_filename(), data_file, ignored)) {
+  if (request.data_file == request.file ||
+      std::filesystem::equivalent(request.file->protocol_filename(), data_file, ignored)) {
     throw Error(EINVAL, fmt::format("data_file names the image itself, '{}'", data_file.native()));
+  }
+  if (request.data_file) {
+    co_await use_data_file(request, image)
+        .context(fmt::format("Data file '{}'", data_file.native()));
+    co_await create_image_file(request, image);
+    co_return;
   }
   const bool existed = std::filesystem::exists(data_file, ignored);
   std::exception_ptr failure;
