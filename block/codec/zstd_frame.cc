@@ -16,9 +16,10 @@
 //   128 KiB    tables:  - / -0.11 / -0.31 % 429 / 261, level 4: - / -0.43 / -1.73 % 380 / 240
 //   32 KiB     tables:  - / +0.00 / +0.00 % 399 / 266, level 4: - / -0.84 / -1.70 % 384 / 248
 // Of machine code one hash table makes as little as two, and is a fifth faster (against level 3: a
-// file system -0.19 %, programs -0.17 % of these clusters, sources +0.2 %); of all else it does
-// not, from +0.3 % for other parts of programs to +6 % for text. So a file system takes 0.94, and
-// a folder of programs 0.89 of the time.
+// file system -0.19 %, programs -0.17 % of these clusters, sources +0.2 %); of what hardly shrinks
+// as well, and is a third faster (a file system +0.02 %, others -0.1 to +0.1 %). Of all else it
+// does not, from +0.3 % for other parts of programs to +6 % for text. So a file system takes 0.92,
+// and a folder of programs 0.89 of the time.
 #include "codec/zstd_frame.h"
 
 #include <zstd.h>
@@ -34,6 +35,11 @@
 namespace vise::codec::zstd {
 namespace {
 
+/// Whether one hash table finds as much as two: see the head of this file.
+bool has_fast_strategy(Content content) {
+  return content == Content::code || content == Content::random;
+}
+
 void set_default_parameters(ZSTD_CCtx& context, std::span<const std::byte> cluster) {
   const auto set = [&context](ZSTD_cParameter parameter, int value) {
     ZSTD_CCtx_setParameter(&context, parameter, value);
@@ -43,7 +49,7 @@ void set_default_parameters(ZSTD_CCtx& context, std::span<const std::byte> clust
   if (!is_usual_size) {
     // Of the smallest ones the checksum would make a file larger than QEMU's.
     set(ZSTD_c_compressionLevel, cluster.size() <= 8192 ? 4 : 3);
-  } else if (content_of(cluster) == Content::code) {
+  } else if (has_fast_strategy(content_of(cluster))) {
     set(ZSTD_c_compressionLevel, 1);
     set(ZSTD_c_hashLog, table_log);
     set(ZSTD_c_minMatch, 4);
