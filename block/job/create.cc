@@ -66,9 +66,9 @@ class CreateJob final : public Job {
     request.options = creation_options(options_);
     std::exception_ptr failure;
     try {
-      if (file) co_await open(std::move(*file), "file.", request.file);
+      if (file) co_await open_node(std::move(*file), "file.", request.file);
       if (data_file) {
-        co_await open(std::move(*data_file), "data-file.", request.data_file);
+        co_await open_node(std::move(*data_file), "data-file.", request.data_file);
         request.options.set("data_file", data_file_name(*request.data_file));
       }
       co_await driver_.create(request);
@@ -85,7 +85,7 @@ class CreateJob final : public Job {
 
  private:
   // The node, or one made of the options, for as long as the job runs.
-  Task<void> open(Value file, std::string option_path, std::shared_ptr<Node>& opened) {
+  Task<void> open_node(Value file, std::string option_path, std::shared_ptr<Node>& opened) {
     if (file.is_string()) {
       Node* const node = graph_.find(file.as_string());
       if (node == nullptr) {

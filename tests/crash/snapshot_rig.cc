@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "crash/model.h"
+#include "graph/drained.h"
 #include "vise/buffer.h"
 #include "vise/driver_table.h"
 #include "vise/error.h"
@@ -119,9 +120,9 @@ Task<void> SnapshotRig::fill_image(std::mt19937_64& random, Sizes sizes) {
 Task<void> SnapshotRig::add_snapshot(Child& root, std::string name) {
   NewSnapshot snapshot;
   snapshot.name = std::move(name);
-  co_await root.node().drain_begin();
-  co_await dynamic_cast<HasSnapshots&>(root.node().driver()).create_snapshot(std::move(snapshot));
-  root.node().drain_end();
+  auto& driver = dynamic_cast<HasSnapshots&>(root.node().driver());
+  const auto work = [&] { return driver.create_snapshot(std::move(snapshot)); };
+  co_await while_drained(root.node(), work);
 }
 
 Task<void> SnapshotRig::end_session(std::unique_ptr<Child> root, std::exception_ptr failure) {

@@ -10,6 +10,7 @@
 #include "copy/copy.h"
 #include "graph/chain.h"
 #include "graph/drained.h"
+#include "graph/held.h"
 #include "tools/common/long_work.h"
 #include "tools/common/open.h"
 #include "tools/common/shared_options.h"
@@ -69,39 +70,38 @@ void check_compression(const Child& target, int level) {
   codec::check_level(limits.codec, level);
 }
 
-// Writes to the base what the images above it hold. The base is writable meanwhile.
+// Writes to the base, through `target`, what the images above it hold.
+Task<void> copy_to(Child& target, Child& top, Node& base, const Request& request, LongWork& work) {
+  if (request.copy.compressed) check_compression(target, request.copy.level);
+  if (target.size() < top.size()) co_await target.truncate(top.size());
+  work.control().set_rate(request.rate);
+  CopyRequest copying;
+  copying.sources.push_back(&top);
+  copying.base = &base;
+  copying.target = &target;
+  copying.options = request.copy;
+  // Compressed clusters are not to be swallowed by data beside them.
+  const std::uint64_t cluster = target.limits().cluster_size;
+  if (cluster > 0) {
+    copying.options.sparse_size = std::min(copying.options.sparse_size, cluster);
+  }
+  copying.options.fua = request.image.cache.writethrough;
+  copying.control = &work.control();
+  copying.on_progress = [&work](const CopyProgress& state) { work.show(state); };
+  co_await copy(std::move(copying));
+  co_await target.flush();
+}
+
+// The base is writable meanwhile.
 Task<void> copy_down(ImageSession& session, Child& top, Node& base, const Request& request,
                      LongWork& work) {
   const Permissions wanted{
       PermissionSet(Permission::consistent_read) | Permission::write | Permission::resize,
       Permissions::all()};
-  std::unique_ptr<Child> target = co_await session.graph().attach(
+  std::unique_ptr<Child> held = co_await session.graph().attach(
       nullptr, std::string("commit"), EdgeRole::root, base.shared_from_this(), wanted);
-  std::exception_ptr failure;
-  try {
-    if (request.copy.compressed) check_compression(*target, request.copy.level);
-    if (target->size() < top.size()) co_await target->truncate(top.size());
-    work.control().set_rate(request.rate);
-    CopyRequest copying;
-    copying.sources.push_back(&top);
-    copying.base = &base;
-    copying.target = target.get();
-    copying.options = request.copy;
-    // Compressed clusters are not to be swallowed by data beside them.
-    const std::uint64_t cluster = target->limits().cluster_size;
-    if (cluster > 0) {
-      copying.options.sparse_size = std::min(copying.options.sparse_size, cluster);
-    }
-    copying.options.fua = request.image.cache.writethrough;
-    copying.control = &work.control();
-    copying.on_progress = [&work](const CopyProgress& state) { work.show(state); };
-    co_await copy(std::move(copying));
-    co_await target->flush();
-  } catch (...) {
-    failure = std::current_exception();
-  }
-  co_await target->detach();
-  if (failure) std::rethrow_exception(failure);
+  co_await with_child(std::move(held),
+                      [&](Child& target) { return copy_to(target, top, base, request, work); });
 }
 
 Task<void> empty(Node& top) {

@@ -131,21 +131,24 @@ Task<void> size_data_file(Child& file, const NewImage& image) {
   co_await file.flush();
 }
 
-// The name is one of a file, whatever it looks like.
-Task<void> create_data_file(Graph& graph, const NewImage& image) {
-  const DriverType& type = graph.context().drivers().get("file");
-  CreateRequest request{graph, image.header.data_file_name, 0, Value::Dict(), nullptr};
-  co_await type.create(request);
+// The request's, or a new one. The name is one of a file, whatever it looks like.
+Task<std::unique_ptr<Child>> open_data_file(CreateRequest& request, const NewImage& image) {
+  Graph& graph = request.graph;
+  if (request.data_file) {
+    co_return co_await graph.attach(nullptr, "data-file", EdgeRole::root, request.data_file,
+                                    owner());
+  }
+  const std::string& name = image.header.data_file_name;
+  CreateRequest file{graph, name, 0, Value::Dict(), nullptr};
+  co_await graph.context().drivers().get("file").create(file);
   OpenRequest open;
   open.options.set("driver", "file");
-  open.options.set("filename", image.header.data_file_name);
-  std::unique_ptr<Child> held = co_await graph.open_root(std::move(open));
-  co_await with_child(std::move(held), [&](Child& file) { return size_data_file(file, image); });
+  open.options.set("filename", name);
+  co_return co_await graph.open_root(std::move(open));
 }
 
-Task<void> use_data_file(CreateRequest& request, const NewImage& image) {
-  std::unique_ptr<Child> held = co_await request.graph.attach(nullptr, "data-file", EdgeRole::root,
-                                                              request.data_file, owner());
+Task<void> make_data_file(CreateRequest& request, const NewImage& image) {
+  std::unique_ptr<Child> held = co_await open_data_file(request, image);
   co_await with_child(std::move(held), [&](Child& file) { return size_data_file(file, image); });
 }
 
@@ -169,16 +172,10 @@ Task<void> create(CreateRequest& request) {
       std::filesystem::equivalent(request.file->protocol_filename(), data_file, ignored)) {
     throw Error(EINVAL, fmt::format("data_file names the image itself, '{}'", data_file.native()));
   }
-  if (request.data_file) {
-    co_await use_data_file(request, image)
-        .context(fmt::format("Data file '{}'", data_file.native()));
-    co_await create_image_file(request, image);
-    co_return;
-  }
-  const bool existed = std::filesystem::exists(data_file, ignored);
+  const bool existed = request.data_file || std::filesystem::exists(data_file, ignored);
   std::exception_ptr failure;
   try {
-    co_await create_data_file(request.graph, image)
+    co_await make_data_file(request, image)
         .context(fmt::format("Data file '{}'", data_file.native()));
     co_await create_image_file(request, image);
   } catch (...) {

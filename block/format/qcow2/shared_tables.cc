@@ -149,8 +149,8 @@ Task<SharedWindow> SharedTables::window(std::uint64_t cluster, WantedTables want
   window.first_index = geometry_.l2_index(cluster);
   window.entry_size = geometry_.l2_entry_size;
   window.count = (std::uint64_t{1} << geometry_.l2_bits) - window.first_index;
-  if (window.tables.empty() || (!window.in_snapshot && wanted == WantedTables::shared))
-    co_return window;
+  const bool is_wanted = window.in_snapshot || wanted == WantedTables::all;
+  if (window.tables.empty() || !is_wanted) co_return window;
   window.count = window_length(cluster);
   const std::uint64_t length = window.count * geometry_.l2_entry_size;
   window.entries.resize(window.tables.size() * length);
